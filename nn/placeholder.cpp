@@ -1,0 +1,1 @@
+// A room of eigentrace; replaced by its first source file.
