@@ -1,6 +1,6 @@
 #pragma once
-// Counter-based random numbers: a pure function of (key, counter), the same on every device and for any number
-// of threads. Philox4x32-10 of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
+// Counter-based random numbers: a pure function of (key, counter), the same on every device and for any
+// number of threads. Philox4x32-10 of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 #include <cmath>
 #include <cstdint>
 
@@ -12,7 +12,8 @@ struct Philox4 {
   uint32_t x[4];
 };
 
-/// Ten rounds of Philox4x32. key: 64 bits (a seed), counter: 128 bits as (hi, lo). out: four uniform 32-bit words.
+/// Ten rounds of Philox4x32. key: 64 bits (a seed), counter: 128 bits as (hi, lo). out: four uniform 32-bit
+/// words.
 ET_HD Philox4 philox(uint64_t key, uint64_t counter_hi, uint64_t counter_lo) {
   uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
   uint32_t c0 = static_cast<uint32_t>(counter_lo), c1 = static_cast<uint32_t>(counter_lo >> 32);

@@ -1,0 +1,38 @@
+#pragma once
+// The kernels that carry the attention families and Mamba-2.
+#include "autograd/tape.h"
+
+namespace eigentrace {
+
+struct Attended {
+  Var y;       ///< [B,T,H,P]
+  Tensor lse;  ///< [B,T,H], log Σ_{j≤i} exp(scale q_i·k_j): log η of the dynamical system
+};
+/// Causal softmax attention, memory linear in T: y_i = Σ_{j≤i} p_ij v_j, p_ij = exp(scale q_i·k_j − lse_i),
+/// with dropout on p if p > 0. q, k [B,T,H,N], v [B,T,H,P]; strided, last axis dense. Kept: q, k, v, y, lse.
+Attended softmax_attention(const Var& q, const Var& k, const Var& v, double scale, double dropout);
+
+/// Scalar-decay linear recurrence, per batch and head (head h reads group ⌊h·G/H⌋ of q and k):
+///   S_i = exp(log_a_i) S_{i−1} + w_i k_i v_iᵀ,   y_i = q_i S_i,   S_{−1} = 0
+/// q, k [B,T,G,N], v [B,T,H,P], log_a ≤ 0 as [B,T,H] or [H] or undefined (a ≡ 1), w [B,T,H] or undefined (w ≡
+/// 1) → y [B,T,H,P] dense. Chunked: time and memory linear in T; chunk states are recomputed in the backward
+/// pass.
+Var ssd(const Var& q, const Var& k, const Var& v, const Var& log_a, const Var& w);
+
+/// log η_i = log(q_i · Σ_{j≤i} k_j), positive q and k [B,T,H,N] → [B,T,H]; running sums in the element type.
+Var attention_normaliser(const Var& q, const Var& k);
+
+/// y_i exp(−log η_i): y [B,T,H,P], log_eta [B,T,H].
+Var divide_by_eta(const Var& y, const Var& log_eta);
+
+enum class NormFunction : unsigned char { exp, elu, softplus, sigmoid };
+struct NormScaled {
+  Var y;           ///< [B,T,H,P]
+  Tensor log_eta;  ///< [B,T,H], f(n + o)
+};
+/// y_i ← scale · exp(−f(n_i + o)) y_i. y [B,T,H,P], n [B,T,H], offset [H] or undefined. The factor and its
+/// derivative never form ∞·0 (for f = exp the derivative is −exp(x − eˣ)); factors that underflow are exactly
+/// 0.
+NormScaled norm_scale(const Var& y, NormFunction f, const Var& n, const Var& offset, double scale);
+
+}  // namespace eigentrace

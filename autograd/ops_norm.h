@@ -1,0 +1,19 @@
+#pragma once
+// Normalisations.
+#include "autograd/tape.h"
+
+namespace eigentrace {
+
+/// y = (x − mean)/√(var + ε) · weight + bias over the last axis. x [..., D], weight and bias [D].
+/// Kept: x, mean and 1/√(var + ε) per row.
+Var layer_norm(const Var& x, const Var& weight, const Var& bias, double epsilon);
+
+struct ResidualNorm {
+  Var sum;     ///< x + dropout(branch)
+  Var normed;  ///< layer_norm(sum)
+};
+/// Residual and LayerNorm in one pass; the backward pass adds the gradient of `sum` itself.
+ResidualNorm residual_layer_norm(const Var& x, const Var& branch, double dropout, const Var& weight,
+                                 const Var& bias, double epsilon);
+
+}  // namespace eigentrace

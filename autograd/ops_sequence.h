@@ -1,0 +1,28 @@
+#pragma once
+// Ops along a sequence that are no recurrence: look-up, convolution, pooling.
+#include "autograd/tape.h"
+
+namespace eigentrace {
+
+/// Tokens on the device. `order`: the positions 0..B·T−1 sorted stably by token, so that the gradient of a
+/// table sums each token's rows in one fixed order without atomics.
+struct Tokens {
+  Tensor ids;    ///< i32 [B,T]
+  Tensor order;  ///< i32 [B·T]
+};
+
+/// y[b,t] = table[ids[b,t]] + positions[t] + bias. table [V,D]; positions [≥T, D] or undefined; bias [D] or
+/// undefined.
+Var embedding(const Var& table, const Tokens& tokens, const Var& positions, const Var& bias);
+
+/// Causal depthwise convolution (cross-correlation; tap K−1 meets the current step), then SiLU if asked.
+/// x [B,T,C] (rows), weight [C,1,K], bias [C] → [B,T,C] dense. Kept: x (the pre-activation is recomputed).
+Var causal_conv1d(const Var& x, const Var& weight, const Var& bias, bool silu);
+
+enum class Pooling : unsigned char { mean, max, sum, first, last };
+/// x [B,T,D] → [B,D]. valid_time (i32 [1]): steps ≥ it are beyond the batch's padded length and are ignored
+/// (a bucket's rounding); lengths (i32 [B]): mean over the first lengths[b] steps only. Both may be
+/// undefined: all T count. max: the gradient goes to the first maximum.
+Var pool(const Var& x, Pooling pooling, const Tensor& lengths, const Tensor& valid_time);
+
+}  // namespace eigentrace

@@ -1,0 +1,95 @@
+#include "tensor/context.h"
+
+#include <unistd.h>
+
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "tensor/cuda_check.h"
+#include "tensor/error.h"
+#ifdef __CUDACC__
+#include <cublas_v2.h>
+#endif
+
+namespace eigentrace {
+namespace {
+
+size_t default_slab_bytes(Device device) {
+#ifdef __CUDACC__
+  if (device.is_cuda()) {
+    size_t free = 0, total = 0;
+    ET_CUDA(cudaSetDevice(device.index));
+    ET_CUDA(cudaMemGetInfo(&free, &total));
+    return free / 8 * 7;
+  }
+#endif
+  (void)device;
+  return static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
+}
+
+}  // namespace
+
+Context::Context(Device device, std::shared_ptr<Slab> slab, bool dry)
+    : device_(device),
+      dry_(dry),
+      slab_(std::move(slab)),
+      step_state_(Tensor::zeros({2}, DType::i64, device)) {
+#ifdef __CUDACC__
+  if (device.is_cuda() && !dry) {
+    ET_CUDA(cudaSetDevice(device.index));
+    cudaStream_t stream;
+    ET_CUDA(cudaStreamCreate(&stream));
+    cublasHandle_t blas;
+    if (cublasCreate(&blas) != CUBLAS_STATUS_SUCCESS) fail("Context: cublasCreate failed");
+    cublasSetStream(blas, stream);
+    stream_ = stream, blas_ = blas;
+  }
+#endif
+}
+
+Context::Context(Device device, size_t slab_bytes)
+    : Context(device, std::make_shared<Slab>(device, slab_bytes ? slab_bytes : default_slab_bytes(device)),
+              false) {}
+
+Context Context::dry_run(Device device) {
+  return Context(device, std::make_shared<Slab>(device, size_t{1} << 50, true), true);
+}
+
+Context::Context(Context&& other) noexcept
+    : precision(other.precision),
+      poison(other.poison),
+      device_(other.device_),
+      dry_(other.dry_),
+      slab_(std::move(other.slab_)),
+      step_state_(std::move(other.step_state_)),
+      stream_(std::exchange(other.stream_, nullptr)),
+      blas_(std::exchange(other.blas_, nullptr)) {}
+
+Context::~Context() {
+#ifdef __CUDACC__
+  if (blas_) cublasDestroy(static_cast<cublasHandle_t>(blas_));
+  if (stream_) cudaStreamDestroy(static_cast<cudaStream_t>(stream_));
+#endif
+}
+
+Tensor Context::empty(const Shape& shape, DType dtype) {
+  const size_t bytes = static_cast<size_t>(shape.numel()) * size_of(dtype);
+  Tensor tensor(std::make_shared<Storage>(slab_, bytes), dtype, shape);
+  if (poison && !dry_) {
+#ifdef __CUDACC__
+    if (device_.is_cuda()) {
+      ET_CUDA(cudaMemsetAsync(tensor.raw(), 0xFF, bytes, static_cast<cudaStream_t>(stream_)));
+      return tensor;
+    }
+#endif
+    std::memset(tensor.raw(), 0xFF, bytes);  // all bits set is a NaN in f32 and f64, −1 in integers
+  }
+  return tensor;
+}
+
+void Context::set_step(uint64_t seed, uint64_t step) {
+  step_state_.assign(std::vector<int64_t>{static_cast<int64_t>(seed), static_cast<int64_t>(step)});
+}
+
+}  // namespace eigentrace

@@ -1,0 +1,42 @@
+#pragma once
+// Every kernel of the house, once, by theme. Bodies: kernels/<file>.cu.
+//
+// Conventions. Outputs are allocated by the caller and overwritten (accumulate is the exception its name
+// tells). Floating operands of one call share one dtype (f32 or f64). "rows": all axes but the last collapse
+// to rows a fixed stride apart and the last axis is dense; operands are rows unless their line says dense
+// (contiguous) or strided. The gradient of x is dx. Nothing allocates except step memory through ctx.empty.
+// Shape letters: tensor/shape.h.
+#include "tensor/context.h"
+
+namespace eigentrace::kernels {
+
+// --- memory (kernels/memory.cu)
+// ------------------------------------------------------------------------------
+void fill(Context& ctx, Tensor& y, double value);           ///< y = value, strided
+void copy(Context& ctx, const Tensor& x, Tensor& y);        ///< y = x, strided
+void accumulate(Context& ctx, const Tensor& x, Tensor& y);  ///< y += x, strided
+
+// --- pointwise (kernels/unary.cu)
+// ----------------------------------------------------------------------------
+/// The pointwise functions and, in unary.cu, their derivatives in one table.
+enum class Unary : unsigned char {
+  neg,
+  exp,
+  relu,
+  sigmoid,
+  silu,
+  gelu,
+  gelu_tanh,
+  softplus,
+  elu,
+  elu_plus_one
+};
+const char* name_of(Unary f);
+void unary(Context& ctx, Unary f, const Tensor& x, Tensor& y);  ///< y = f(x)
+/// dx = dy · f′(x)
+void unary_backward(Context& ctx, Unary f, const Tensor& x, const Tensor& dy, Tensor& dx);
+
+enum class Binary : unsigned char { add, sub, mul, div };
+const char* name_of(Binary f);
+
+}  // namespace eigentrace::kernels

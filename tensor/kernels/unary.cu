@@ -1,0 +1,205 @@
+// Pointwise functions of one argument: y = f(x), dx = dy · f′(x), with x read again in the backward pass.
+#include "tensor/dispatch.h"
+#include "tensor/kernels.h"
+#include "tensor/math.h"
+#include "tensor/strided.h"
+
+namespace eigentrace::kernels {
+namespace {
+
+constexpr double inv_sqrt_2 = 0.70710678118654752440, inv_sqrt_2pi = 0.39894228040143267794;
+constexpr double sqrt_2_over_pi = 0.79788456080286535588, gelu_cubic = 0.044715;
+
+// One struct a function: its value and its derivative, neighbours.
+struct Neg {
+  template <class T>
+  ET_HD static T value(T x) {
+    return -x;
+  }
+  template <class T>
+  ET_HD static T derivative(T) {
+    return T(-1);
+  }
+};
+struct Exp {
+  template <class T>
+  ET_HD static T value(T x) {
+    return fast_exp(x);
+  }
+  template <class T>
+  ET_HD static T derivative(T x) {
+    return fast_exp(x);
+  }
+};
+struct Relu {
+  template <class T>
+  ET_HD static T value(T x) {
+    return x > 0 ? x : T(0);
+  }
+  template <class T>
+  ET_HD static T derivative(T x) {
+    return x > 0 ? T(1) : T(0);
+  }
+};
+struct Sigmoid {
+  template <class T>
+  ET_HD static T value(T x) {
+    return sigmoid(x);
+  }
+  template <class T>
+  ET_HD static T derivative(T x) {
+    return sigmoid(x) * sigmoid(-x);
+  }
+};
+struct Silu {
+  template <class T>
+  ET_HD static T value(T x) {
+    return x * sigmoid(x);
+  }
+  template <class T>
+  ET_HD static T derivative(T x) {
+    const T s = sigmoid(x);
+    return s * (T(1) + x * (T(1) - s));
+  }
+};
+struct Gelu {  // x Φ(x), Φ the normal distribution function
+  template <class T>
+  ET_HD static T value(T x) {
+    return x * T(0.5) * (T(1) + erf(x * T(inv_sqrt_2)));
+  }
+  template <class T>
+  ET_HD static T derivative(T x) {
+    return T(0.5) * (T(1) + erf(x * T(inv_sqrt_2))) + x * T(inv_sqrt_2pi) * fast_exp(T(-0.5) * x * x);
+  }
+};
+struct GeluTanh {  // x/2 (1 + tanh(√(2/π)(x + 0.044715 x³))) = x σ(2√(2/π)(x + 0.044715 x³))
+  template <class T>
+  ET_HD static T inner(T x) {
+    return T(2 * sqrt_2_over_pi) * (x + T(gelu_cubic) * x * x * x);
+  }
+  template <class T>
+  ET_HD static T value(T x) {
+    return x * sigmoid(inner(x));
+  }
+  template <class T>
+  ET_HD static T derivative(T x) {
+    const T s = sigmoid(inner(x));
+    return s + x * s * (T(1) - s) * T(2 * sqrt_2_over_pi) * (T(1) + T(3 * gelu_cubic) * x * x);
+  }
+};
+struct Softplus {
+  template <class T>
+  ET_HD static T value(T x) {
+    return softplus(x);
+  }
+  template <class T>
+  ET_HD static T derivative(T x) {
+    return sigmoid(x);
+  }
+};
+struct Elu {
+  template <class T>
+  ET_HD static T value(T x) {
+    return x > 0 ? x : T(expm1(x));
+  }
+  template <class T>
+  ET_HD static T derivative(T x) {
+    return x > 0 ? T(1) : fast_exp(x);
+  }
+};
+struct EluPlusOne {  // the feature map of linear attention: positive
+  template <class T>
+  ET_HD static T value(T x) {
+    return x > 0 ? x + T(1) : fast_exp(x);
+  }
+  template <class T>
+  ET_HD static T derivative(T x) {
+    return x > 0 ? T(1) : fast_exp(x);
+  }
+};
+
+template <class F, class T>
+struct Forward {
+  const T* x;
+  T* y;
+  StridedIndex index;
+  bool dense;
+  ET_HD void operator()(int64_t i) const {
+    if (dense)
+      y[i] = F::value(x[i]);
+    else
+      y[index.offset(1, i)] = F::value(x[index.offset(0, i)]);
+  }
+};
+template <class F, class T>
+struct BackwardOf {
+  const T *x, *dy;
+  T* dx;
+  StridedIndex index;
+  bool dense;
+  ET_HD void operator()(int64_t i) const {
+    if (dense)
+      dx[i] = dy[i] * F::derivative(x[i]);
+    else
+      dx[index.offset(2, i)] = dy[index.offset(1, i)] * F::derivative(x[index.offset(0, i)]);
+  }
+};
+
+/// body.operator()<F>() for the struct of f.
+template <class Body>
+void with_function(Unary f, Body&& body) {
+  switch (f) {
+    case Unary::neg:
+      return body.template operator()<Neg>();
+    case Unary::exp:
+      return body.template operator()<Exp>();
+    case Unary::relu:
+      return body.template operator()<Relu>();
+    case Unary::sigmoid:
+      return body.template operator()<Sigmoid>();
+    case Unary::silu:
+      return body.template operator()<Silu>();
+    case Unary::gelu:
+      return body.template operator()<Gelu>();
+    case Unary::gelu_tanh:
+      return body.template operator()<GeluTanh>();
+    case Unary::softplus:
+      return body.template operator()<Softplus>();
+    case Unary::elu:
+      return body.template operator()<Elu>();
+    case Unary::elu_plus_one:
+      return body.template operator()<EluPlusOne>();
+  }
+}
+
+}  // namespace
+
+const char* name_of(Unary f) {
+  constexpr const char* names[] = {"neg",  "exp",       "relu",     "sigmoid", "silu",
+                                   "gelu", "gelu_tanh", "softplus", "elu",     "elu_plus_one"};
+  return names[static_cast<int>(f)];
+}
+
+void unary(Context& ctx, Unary f, const Tensor& x, Tensor& y) {
+  if (!(x.shape() == y.shape())) fail("unary: y is " + to_string(y) + ", x is " + to_string(x));
+  const StridedIndex index = strided_index(x, y, y);
+  dispatch_floating(ctx, "unary", x.dtype(), [&]<class T>() {
+    with_function(f, [&]<class F>() {
+      for_each_index(ctx, x.numel(), Forward<F, T>{x.data<T>(), y.data<T>(), index, index.dense()});
+    });
+  });
+}
+
+void unary_backward(Context& ctx, Unary f, const Tensor& x, const Tensor& dy, Tensor& dx) {
+  if (!(x.shape() == dy.shape() && x.shape() == dx.shape()))
+    fail("unary_backward: x is " + to_string(x) + ", dy " + to_string(dy) + ", dx " + to_string(dx));
+  const StridedIndex index = strided_index(x, dy, dx);
+  dispatch_floating(ctx, "unary_backward", x.dtype(), [&]<class T>() {
+    with_function(f, [&]<class F>() {
+      for_each_index(ctx, x.numel(),
+                     BackwardOf<F, T>{x.data<T>(), dy.data<T>(), dx.data<T>(), index, index.dense()});
+    });
+  });
+}
+
+}  // namespace eigentrace::kernels

@@ -1,0 +1,49 @@
+#pragma once
+// Scalar functions for kernels, host and device. On the host the float forms are branch-free so that a loop
+// over them vectorises; on the device they are CUDA's own.
+#include <bit>
+#include <cmath>
+#include <cstdint>
+
+#include "tensor/hd.h"
+
+namespace eigentrace {
+
+/// exp(x), float32 on the host: x = n·ln 2 + r, |r| ≤ ln 2 / 2, exp(r) by a degree-6 polynomial, scaled by 2ⁿ
+/// in two factors so that results reach from denormals to infinity. NaN stays NaN.
+ET_HD float fast_exp(float x) {
+#ifdef __CUDA_ARCH__
+  return expf(x);
+#else
+  const float clamped = x > 89.0f ? 89.0f : (x < -104.0f ? -104.0f : x);
+  const float n = std::nearbyint(clamped * 1.44269504f);
+  const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const int32_t k = static_cast<int32_t>(n), half = k / 2;
+  const float scale_a = std::bit_cast<float>((half + 127) << 23);
+  const float scale_b = std::bit_cast<float>((k - half + 127) << 23);
+  const float y = p * scale_a * scale_b;
+  return x != x ? x : y;
+#endif
+}
+ET_HD double fast_exp(double x) { return exp(x); }
+
+template <class T>
+ET_HD T sigmoid(T x) {
+  return T(1) / (T(1) + fast_exp(-x));
+}
+
+/// log(1 + eˣ) without overflow.
+template <class T>
+ET_HD T softplus(T x) {
+  const T magnitude = x < 0 ? x : -x;
+  return (x > 0 ? x : T(0)) + log1p(fast_exp(magnitude));
+}
+
+}  // namespace eigentrace
