@@ -4,7 +4,6 @@
 #include <cstring>
 #include <span>
 #include <string>
-#include <type_traits>
 #include <vector>
 
 #include "tensor/dtype.h"
@@ -12,29 +11,13 @@
 
 namespace eigentrace {
 
-template <class T>
-constexpr DType host_dtype() {
-  if constexpr (std::is_same_v<T, float>)
-    return DType::f32;
-  else if constexpr (std::is_same_v<T, double>)
-    return DType::f64;
-  else if constexpr (std::is_same_v<T, int32_t>)
-    return DType::i32;
-  else if constexpr (std::is_same_v<T, int64_t>)
-    return DType::i64;
-  else if constexpr (std::is_same_v<T, uint8_t>)
-    return DType::u8;
-  else
-    static_assert(sizeof(T) == 0, "no dtype for this type");
-}
-
 /// Product of the dimensions; Error (naming `where`) if one is negative or the array would not fit in memory.
 int64_t checked_count(const std::vector<int64_t>& shape, DType dtype, const std::string& where);
 
 /// "[2, 3]"; "[]" for a scalar.
 std::string shape_text(const std::vector<int64_t>& shape);
 
-/// Somebody else's row-major array, to be written.
+/// Somebody else's row-major array, to be written; it must outlive the view.
 struct HostView {
   DType dtype = DType::f32;
   std::vector<int64_t> shape;
@@ -48,7 +31,7 @@ struct HostView {
   /// From values; Error unless there are as many as the shape says.
   template <class T>
   HostView(std::vector<int64_t> dims, const std::vector<T>& values)
-      : HostView(host_dtype<T>(), dims, values.data()) {
+      : HostView(dtype_of<T>(), dims, values.data()) {
     if (bytes.size() != values.size() * sizeof(T))
       fail("HostView: values: expected as many as shape " + shape_text(shape) + " says, found " +
            std::to_string(values.size()));
@@ -73,12 +56,12 @@ struct HostArray {
   /// The elements; Error if T is not the array's type.
   template <class T>
   std::span<const T> as() const {
-    check_type(host_dtype<T>());
+    check_type(dtype_of<T>());
     return {reinterpret_cast<const T*>(bytes.data()), bytes.size() / sizeof(T)};
   }
   template <class T>
   std::span<T> as() {
-    check_type(host_dtype<T>());
+    check_type(dtype_of<T>());
     return {reinterpret_cast<T*>(bytes.data()), bytes.size() / sizeof(T)};
   }
 

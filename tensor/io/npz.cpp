@@ -211,6 +211,8 @@ class NpzReader {
       members_.push_back(std::move(m));
       at += central_bytes + name + extra + note;
     }
+    if (at != directory.size())
+      wrong(fmt::format("directory: expected {} members in {} bytes, found more", count_, at));
   }
 
   void read_zip64(Member& m, std::string_view extra) const {
