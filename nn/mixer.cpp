@@ -1,0 +1,22 @@
+#include "nn/mixer.h"
+
+#include "tensor/error.h"
+
+namespace eigentrace {
+
+Var Mixer::operator()(Forward& forward, int layer, const Var& x) const {
+  const std::unique_ptr<Terms> all = terms(forward, x);
+  Mixed mixed = mix(forward, *all);
+  if (forward.on_mixer)
+    if (const Var replacement = forward.on_mixer(layer, *this, *all, mixed); replacement.defined()) {
+      if (!(replacement.shape() == mixed.y.shape()))
+        fail(std::string(family()) + ": replacement of y: expected " + to_string(mixed.y.shape()) +
+             ", found " + to_string(replacement.shape()));
+      mixed.y = replacement;
+    }
+  const Var y = finish(forward, *all, mixed.y);
+  if (forward.on_mixer_output) forward.on_mixer_output(layer, x, y);
+  return y;
+}
+
+}  // namespace eigentrace

@@ -1,0 +1,49 @@
+#pragma once
+// A sequence mixer is a dynamical system h_i = Λ_i h_{i−1} + B_i u_i, y_i = C_i h_i + D_i u_i. Its pass is
+// cut where the system stands:
+//
+//   x ── terms ──> q, k, Δ, … ── mix ──> y, log η ── finish ──> [B,T,D]
+//         projections,            the recurrence in its       gate, dropout,
+//         convolution, steps      fast parallel form          out-projection
+//
+// `realise` only relabels the tensors of the first two as (Λ, B, C, D): a spectrum is of what was computed.
+#include <memory>
+
+#include "nn/module.h"
+
+namespace eigentrace {
+
+struct Realisation;  // spectral/realisation.h
+
+/// What a mixer computed before its recurrence. Each family has a struct of its own derived from this one.
+struct Terms {
+  Var input;  ///< [B,T,D], the mixer's input
+  virtual ~Terms() = default;
+};
+
+struct Mixed {
+  Var y;           ///< the recurrence's output, as the family shapes it: [B,T,H,P] or [B,T,D]
+  Tensor log_eta;  ///< [B,T,H], log of the normaliser; undefined where the family has none
+};
+
+class Mixer {
+ public:
+  virtual ~Mixer() = default;
+  /// "sm-attention", "mamba2", "s4", …
+  virtual const char* family() const = 0;
+  /// All that comes before the recurrence. x [B,T,D]. `convolve` false leaves the short convolution and its
+  /// SiLU out (what the published analysis does).
+  virtual std::unique_ptr<Terms> terms(Forward& forward, const Var& x, bool convolve = true) const = 0;
+  virtual Mixed mix(Forward& forward, const Terms& terms) const = 0;
+  /// All that comes after it: [B,T,D].
+  virtual Var finish(Forward& forward, const Terms& terms, const Var& y) const = 0;
+
+  /// (Λ, B, C, D) as views of what terms and mix computed: no copies beyond their size, valid while they are.
+  /// y of the system is mixed.y.
+  virtual Realisation realise(const Terms& terms, const Mixed& mixed) const = 0;
+
+  /// The whole pass, with the hooks of `forward`. x [B,T,D] → [B,T,D].
+  Var operator()(Forward& forward, int layer, const Var& x) const;
+};
+
+}  // namespace eigentrace
