@@ -1,0 +1,124 @@
+// The command line. The only file that includes CLI11: it costs seconds to compile.
+#include <fmt/format.h>
+#include <omp.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <functional>
+
+#include "tensor/error.h"
+#include "tools/commands.h"
+#include "tools/progress.h"
+#include "tools/version.h"
+
+namespace eigentrace {
+namespace {
+
+void add_common(CLI::App* command, CommonOptions& options) {
+  command->add_option("--device", options.device, "cpu, cuda or cuda:INDEX")->capture_default_str();
+  command->add_option("--threads", options.threads, "CPU threads (0: all cores)")->capture_default_str();
+  command->add_flag("--json", options.json, "machine-readable output");
+}
+
+/// Declares a subcommand whose options live as long as the App; `run` is called after parsing.
+template <class Options, class Declare>
+void subcommand(CLI::App& app, const char* name, const char* about, std::function<int()>& chosen,
+                int (*run)(const Options&), Declare&& declare) {
+  CLI::App* command = app.add_subcommand(name, about);
+  auto options = std::make_shared<Options>();
+  declare(command, *options);
+  add_common(command, *options);
+  command->callback([&chosen, options, run] {
+    chosen = [options, run] {
+      if (options->threads < 0) fail_usage("--threads: a number from 1, or 0 for all cores");
+      if (options->threads > 0) omp_set_num_threads(options->threads);
+      return run(*options);
+    };
+  });
+}
+
+void declare_commands(CLI::App& app, std::function<int()>& chosen) {
+  subcommand<TrainOptions>(
+      app, "train", "train a model, write a run folder", chosen, train_command,
+      [](CLI::App* c, TrainOptions& o) {
+        c->add_option("config", o.config, "YAML configuration (ours or the study's own)");
+        c->add_option("--set", o.set, "override a key: train.lr=1e-3 (repeatable)");
+        c->add_option("--out", o.out, "run folder (default: runs/NAME)");
+        c->add_option("--resume", o.resume, "go on with the run in this folder");
+        c->add_option("--dtype", o.dtype, "f32 or f64")->capture_default_str();
+        c->add_flag("--explain", o.explain,
+                    "print the resolved configuration and what has no effect in it; do not train");
+        c->add_flag("--force", o.force, "replace an existing run folder");
+      });
+  subcommand<SpectrumOptions>(
+      app, "spectrum", "read the eigenvalues of every layer of a run or checkpoint", chosen, spectrum_command,
+      [](CLI::App* c, SpectrumOptions& o) {
+        c->add_option("run", o.run, "run folder or checkpoint file")->required();
+        c->add_option("--out", o.out, "folder for .npz and .json (default: beside the checkpoint)");
+        c->add_option("--stage", o.stage, "initial, trained or both")->capture_default_str();
+        c->add_option("--reading", o.reading, "exact, or published (as the study's script)")
+            ->capture_default_str();
+        c->add_flag("--compare-readings", o.compare_readings,
+                    "how far the published reading is from the exact one");
+        c->add_flag("--check", o.check, "replay every layer from its eigenvalues and compare");
+        c->add_option("--batch", o.batch, "sequences (0: the configuration's)");
+      });
+  subcommand<ReportOptions>(app, "report", "one self-contained HTML page for runs, and a summary table",
+                            chosen, report_command, [](CLI::App* c, ReportOptions& o) {
+                              c->add_option("runs", o.runs, "run folders")->required();
+                              c->add_option("-o,--out", o.out, "HTML file")->capture_default_str();
+                              c->add_option("--figures", o.figures,
+                                            "also write every figure as .svg and .csv into this folder");
+                            });
+  subcommand<ParityOptions>(
+      app, "parity", "compare with fixtures computed by the published code", chosen, parity_command,
+      [](CLI::App* c, ParityOptions& o) {
+        c->add_option("files", o.files, "fixtures (.safetensors, format parity/1)")->required();
+        c->add_option("--dtype", o.dtype, "f64 or f32")->capture_default_str();
+      });
+  subcommand<GradcheckOptionsCli>(
+      app, "gradcheck", "float64 central differences against the tape", chosen, gradcheck_command,
+      [](CLI::App* c, GradcheckOptionsCli& o) {
+        c->add_option("--config", o.config, "check a configured model (shrink it with --config's own sizes)");
+        c->add_option("--op", o.op, "check one op (all: every op)");
+        c->add_flag("--list", o.list, "list the ops");
+        c->add_option("--worst", o.worst, "parameters listed")->capture_default_str();
+        c->add_option("--seed", o.seed, "of values, cotangents and samples")->capture_default_str();
+      });
+  subcommand<BenchOptions>(app, "bench", "time kernels and training steps against this machine's ceilings",
+                           chosen, bench_command, [](CLI::App* c, BenchOptions& o) {
+                             c->add_option("only", o.only,
+                                           "run lines whose name contains one of these words");
+                             c->add_flag("--quick", o.quick, "small sizes, one repetition");
+                           });
+  subcommand<CommonOptions>(app, "info", "devices, threads, libraries, versions", chosen, info_command,
+                            [](CLI::App*, CommonOptions&) {});
+}
+
+}  // namespace
+
+int run_program(int argc, char** argv) {
+  CLI::App app{"eigentrace: sequence models trained from scratch, every layer read as a dynamical system"};
+  app.set_version_flag("--version", version_line());
+  app.require_subcommand(1);
+  std::function<int()> chosen;
+  declare_commands(app, chosen);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  try {
+    const int code = chosen();
+    if (std::fflush(stdout) != 0) fail("standard output: cannot be written (disk full or closed)");
+    return code;
+  } catch (const UsageError& error) {
+    fmt::print(stderr, "eigentrace: {}\n", error.what());
+    return 2;
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "eigentrace: {}\n", error.what());
+    return 1;
+  }
+}
+
+}  // namespace eigentrace

@@ -1,0 +1,71 @@
+#pragma once
+// The subcommands of `eigentrace`: options as plain structs, filled by cli.cpp. Each function returns the
+// exit code: 0 done, 1 something failed or a check did not pass (2, a mistake in usage, is an exception:
+// UsageError). Data go to standard output, messages and progress to standard error.
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace eigentrace {
+
+struct CommonOptions {
+  std::string device = "cpu";
+  int threads = 0;    ///< 0: all cores
+  bool json = false;  ///< machine-readable standard output
+};
+
+struct TrainOptions : CommonOptions {
+  std::string config;            ///< YAML file; empty with --resume
+  std::vector<std::string> set;  ///< "train.lr=1e-3"
+  std::string out;               ///< run folder; empty: runs/<name of the configuration>
+  std::string resume;            ///< run folder to go on with
+  std::string dtype = "f32";
+  bool explain = false;  ///< list what the published code ignores in this file, then stop
+  bool force = false;    ///< overwrite an existing run folder
+};
+int train_command(const TrainOptions& options);
+
+struct SpectrumOptions : CommonOptions {
+  std::string run;                ///< run folder or checkpoint
+  std::string out;                ///< folder for .npz and .json; empty: beside the checkpoint
+  std::string stage = "both";     ///< initial, trained, both
+  std::string reading = "exact";  ///< exact, published
+  bool compare_readings = false;
+  bool check = false;  ///< replay every layer and compare
+  int64_t batch = 0;   ///< 0: the configuration's
+};
+int spectrum_command(const SpectrumOptions& options);
+
+struct ReportOptions : CommonOptions {
+  std::vector<std::string> runs;
+  std::string out = "report.html";
+  std::string figures;  ///< folder for .svg and .csv; empty: none
+};
+int report_command(const ReportOptions& options);
+
+struct ParityOptions : CommonOptions {
+  std::vector<std::string> files;
+  std::string dtype = "f64";
+};
+int parity_command(const ParityOptions& options);
+
+struct GradcheckOptionsCli : CommonOptions {
+  std::string config, op;
+  bool list = false;
+  int64_t worst = 5;  ///< parameters listed
+  uint64_t seed = 1;
+};
+int gradcheck_command(const GradcheckOptionsCli& options);
+
+struct BenchOptions : CommonOptions {
+  std::vector<std::string> only;  ///< substrings of line names
+  bool quick = false;
+};
+int bench_command(const BenchOptions& options);
+
+int info_command(const CommonOptions& options);
+
+/// Parses the command line and runs the subcommand; turns exceptions into messages and exit codes.
+int run_program(int argc, char** argv);
+
+}  // namespace eigentrace

@@ -1,1 +1,0 @@
-// A room of eigentrace; replaced by its first source file.
