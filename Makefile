@@ -35,7 +35,7 @@ build: configure ## the program, build/eigentrace
 	@cmake --build $(BUILD) --target eigentrace
 
 demo: build ## train three attention models on a small MQAR, read their eigenvalues, write demo/report.html
-	@$(BUILD)/eigentrace demo --out demo
+	@tools/demo.sh $(BUILD)/eigentrace demo
 
 test: configure ## build and run all tests (under 5 minutes)
 	@cmake --build $(BUILD)
