@@ -29,6 +29,13 @@ struct GradcheckOptions {
   uint64_t seed = 1;          ///< of cotangents and samples
 };
 
+/// The comparison itself: analytic[n] against (loss(x+h) − loss(x−h))/2h for elements of inputs[n] (f64,
+/// contiguous, changed and restored in place).
+GradcheckReport compare_gradients(const std::function<double()>& loss, const std::vector<Tensor>& inputs,
+                                  const std::vector<std::vector<double>>& analytic,
+                                  const std::vector<std::string>& names,
+                                  const GradcheckOptions& options = {});
+
 /// L = Σ cotangent·output with standard normal cotangents; compares dL/dx of the tape with
 /// (L(x+h) − L(x−h))/2h. inputs: float64, contiguous, changed and restored in place.
 GradcheckReport gradcheck(Context& ctx, const TestedFunction& f, const std::vector<Tensor>& inputs,
