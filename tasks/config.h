@@ -6,12 +6,14 @@
 #include <variant>
 #include <vector>
 
+#include "tasks/listops.h"
 #include "tasks/mqar.h"
 #include "tasks/task.h"
+#include "tasks/wikitext.h"
 
 namespace eigentrace {
 
-using TaskConfig = std::variant<MqarConfig>;
+using TaskConfig = std::variant<MqarConfig, ListOpsConfig, WikiTextConfig>;
 
 /// The task a configuration describes. Errors: sizes that do not fit (usage), missing or wrong files.
 std::unique_ptr<Task> make_task(const TaskConfig& config);
