@@ -9,6 +9,7 @@
 #include "tensor/cuda_check.h"
 #include "tensor/error.h"
 #include "tensor/hd.h"
+#include "tensor/strided.h"
 
 namespace eigentrace {
 
@@ -63,6 +64,88 @@ void for_each_index(const Context& ctx, int64_t n, const Functor& functor) {
     const Functor f = functor;
 #pragma omp simd
     for (int64_t i = b * block; i < end; ++i) f(i);
+  }
+}
+
+#ifdef __CUDACC__
+template <class Functor>
+struct AtOffsets {
+  StridedIndex index;
+  Functor functor;
+  ET_HD void operator()(int64_t i) const {
+    functor(index.offset(0, i), index.offset(1, i), index.offset(2, i), index.offset(3, i));
+  }
+};
+template <class Functor>
+struct AtRowColumn {
+  int64_t columns;
+  Functor functor;
+  ET_HD void operator()(int64_t i) const { functor(i / columns, i % columns); }
+};
+#endif
+
+/// functor(a, b, c, d) at the offsets of each element in the index's four tensors: `for_each_index` for
+/// strided operands, without a division per element on the CPU.
+template <class Functor>
+void for_each_offset(const Context& ctx, const StridedIndex& index, const Functor& functor) {
+  const int64_t total = index.numel();
+  if (total <= 0) return;
+#ifdef __CUDACC__
+  if (ctx.device().is_cuda()) return for_each_index(ctx, total, AtOffsets<Functor>{index, functor});
+#endif
+  require_cpu(ctx, "for_each_offset");
+  constexpr int64_t block = 4096;
+  const int last = index.rank - 1;
+  const int64_t columns = index.rank == 0 ? 1 : index.size[last], rows = total / columns;
+  const int64_t pieces = (columns + block - 1) / block, group = columns < block ? block / columns : 1;
+  const int64_t items = (rows + group - 1) / group * pieces;
+  int64_t step[4];
+  for (int t = 0; t < 4; ++t) step[t] = index.rank == 0 ? 1 : index.stride[t][last];
+  const bool tail = step[2] == 1 && step[3] == 1;
+#pragma omp parallel for schedule(static) if (items > 1)
+  for (int64_t item = 0; item < items; ++item) {
+    const Functor f = functor;
+    const int64_t first_row = item / pieces * group, begin = item % pieces * block;
+    const int64_t last_row = first_row + group < rows ? first_row + group : rows;
+    const int64_t n = begin + block < columns ? block : columns - begin;
+    for (int64_t row = first_row; row < last_row; ++row) {
+      int64_t at[4];
+      for (int t = 0; t < 4; ++t) at[t] = index.offset(t, row * columns + begin);
+      const int64_t a = at[0], b = at[1], c = at[2], d = at[3];
+      if (tail && step[0] == 1 && step[1] == 1) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; ++i) f(a + i, b + i, c + i, d + i);
+      } else if (tail && step[0] == 1 && step[1] == 0) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; ++i) f(a + i, b, c + i, d + i);
+      } else if (tail && step[0] == 0 && step[1] == 1) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; ++i) f(a, b + i, c + i, d + i);
+      } else {
+        for (int64_t i = 0; i < n; ++i) f(a + i * step[0], b + i * step[1], c + i * step[2], d + i * step[3]);
+      }
+    }
+  }
+}
+
+/// functor(row, column) for all elements of a matrix of rows; vectorised along the columns on the CPU.
+template <class Functor>
+void for_each_in_rows(const Context& ctx, int64_t rows, int64_t columns, const Functor& functor) {
+  if (rows <= 0 || columns <= 0) return;
+#ifdef __CUDACC__
+  if (ctx.device().is_cuda())
+    return for_each_index(ctx, rows * columns, AtRowColumn<Functor>{columns, functor});
+#endif
+  require_cpu(ctx, "for_each_in_rows");
+  const int64_t group = columns < 4096 ? 4096 / columns : 1, items = (rows + group - 1) / group;
+#pragma omp parallel for schedule(static) if (items > 1)
+  for (int64_t item = 0; item < items; ++item) {
+    const Functor f = functor;
+    const int64_t end = (item + 1) * group < rows ? (item + 1) * group : rows;
+    for (int64_t row = item * group; row < end; ++row) {
+#pragma omp simd
+      for (int64_t column = 0; column < columns; ++column) f(row, column);
+    }
   }
 }
 

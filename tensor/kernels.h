@@ -39,4 +39,16 @@ void unary_backward(Context& ctx, Unary f, const Tensor& x, const Tensor& dy, Te
 enum class Binary : unsigned char { add, sub, mul, div };
 const char* name_of(Binary f);
 
+// --- binary.cu, glu.cu, dropout.cu, reduce.cu
+void binary(Context& ctx, Binary f, const Tensor& a, const Tensor& b, Tensor& y);  ///< y = a ∘ b, strided
+/// db = −dy a / b², strided
+void div_backward_b(Context& ctx, const Tensor& dy, const Tensor& a, const Tensor& b, Tensor& db);
+void scale(Context& ctx, const Tensor& x, double factor, Tensor& y);  ///< y = factor · x, strided
+void glu(Context& ctx, const Tensor& x, Tensor& y);                   ///< y = a σ(b), [a, b] = x
+void glu_backward(Context& ctx, const Tensor& x, const Tensor& dy, Tensor& dx);
+/// y = x · mask(op) / (1 − p), strided; the backward pass is the same map of dy. See tensor/dropout_stream.h.
+void dropout(Context& ctx, const Tensor& x, double p, uint32_t op, bool shared_over_time, Tensor& y);
+/// y = Σ x over one axis (dropped or of size 1 in y), fixed order. y dense.
+void sum(Context& ctx, const Tensor& x, int axis, Tensor& y);
+
 }  // namespace eigentrace::kernels

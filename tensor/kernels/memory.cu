@@ -10,30 +10,15 @@ template <class T>
 struct Fill {
   T* y;
   T value;
-  StridedIndex index;
-  ET_HD void operator()(int64_t i) const { y[index.offset(0, i)] = value; }
-};
-template <class T>
-struct FillDense {
-  T* y;
-  T value;
-  ET_HD void operator()(int64_t i) const { y[i] = value; }
+  ET_HD void operator()(int64_t to, int64_t, int64_t, int64_t) const { y[to] = value; }
 };
 template <class T, bool add>
 struct Copy {
   const T* x;
   T* y;
-  StridedIndex index;
-  ET_HD void operator()(int64_t i) const {
-    const int64_t from = index.offset(0, i), to = index.offset(1, i);
+  ET_HD void operator()(int64_t from, int64_t to, int64_t, int64_t) const {
     y[to] = add ? y[to] + x[from] : x[from];
   }
-};
-template <class T, bool add>
-struct CopyDense {
-  const T* x;
-  T* y;
-  ET_HD void operator()(int64_t i) const { y[i] = add ? y[i] + x[i] : x[i]; }
 };
 
 template <bool add>
@@ -41,24 +26,16 @@ void copy_or_add(Context& ctx, const char* name, const Tensor& x, Tensor& y) {
   if (!(x.shape() == y.shape()) || x.dtype() != y.dtype())
     fail(std::string(name) + ": x is " + to_string(x) + ", y is " + to_string(y) +
          "; equal shapes and types expected");
-  const StridedIndex index = strided_index(x, y, y);
   dispatch_floating(ctx, name, x.dtype(), [&]<class T>() {
-    if (index.dense())
-      for_each_index(ctx, x.numel(), CopyDense<T, add>{x.data<T>(), y.data<T>()});
-    else
-      for_each_index(ctx, x.numel(), Copy<T, add>{x.data<T>(), y.data<T>(), index});
+    for_each_offset(ctx, strided_index(x, y, y), Copy<T, add>{x.data<T>(), y.data<T>()});
   });
 }
 
 }  // namespace
 
 void fill(Context& ctx, Tensor& y, double value) {
-  const StridedIndex index = strided_index(y, y, y);
   dispatch_floating(ctx, "fill", y.dtype(), [&]<class T>() {
-    if (index.dense())
-      for_each_index(ctx, y.numel(), FillDense<T>{y.data<T>(), static_cast<T>(value)});
-    else
-      for_each_index(ctx, y.numel(), Fill<T>{y.data<T>(), static_cast<T>(value), index});
+    for_each_offset(ctx, strided_index(y, y, y), Fill<T>{y.data<T>(), static_cast<T>(value)});
   });
 }
 

@@ -122,26 +122,14 @@ template <class F, class T>
 struct Forward {
   const T* x;
   T* y;
-  StridedIndex index;
-  bool dense;
-  ET_HD void operator()(int64_t i) const {
-    if (dense)
-      y[i] = F::value(x[i]);
-    else
-      y[index.offset(1, i)] = F::value(x[index.offset(0, i)]);
-  }
+  ET_HD void operator()(int64_t from, int64_t to, int64_t, int64_t) const { y[to] = F::value(x[from]); }
 };
 template <class F, class T>
 struct BackwardOf {
   const T *x, *dy;
   T* dx;
-  StridedIndex index;
-  bool dense;
-  ET_HD void operator()(int64_t i) const {
-    if (dense)
-      dx[i] = dy[i] * F::derivative(x[i]);
-    else
-      dx[index.offset(2, i)] = dy[index.offset(1, i)] * F::derivative(x[index.offset(0, i)]);
+  ET_HD void operator()(int64_t at, int64_t from, int64_t to, int64_t) const {
+    dx[to] = dy[from] * F::derivative(x[at]);
   }
 };
 
@@ -185,7 +173,7 @@ void unary(Context& ctx, Unary f, const Tensor& x, Tensor& y) {
   const StridedIndex index = strided_index(x, y, y);
   dispatch_floating(ctx, "unary", x.dtype(), [&]<class T>() {
     with_function(f, [&]<class F>() {
-      for_each_index(ctx, x.numel(), Forward<F, T>{x.data<T>(), y.data<T>(), index, index.dense()});
+      for_each_offset(ctx, index, Forward<F, T>{x.data<T>(), y.data<T>()});
     });
   });
 }
@@ -196,8 +184,7 @@ void unary_backward(Context& ctx, Unary f, const Tensor& x, const Tensor& dy, Te
   const StridedIndex index = strided_index(x, dy, dx);
   dispatch_floating(ctx, "unary_backward", x.dtype(), [&]<class T>() {
     with_function(f, [&]<class F>() {
-      for_each_index(ctx, x.numel(),
-                     BackwardOf<F, T>{x.data<T>(), dy.data<T>(), dx.data<T>(), index, index.dense()});
+      for_each_offset(ctx, index, BackwardOf<F, T>{x.data<T>(), dy.data<T>(), dx.data<T>()});
     });
   });
 }

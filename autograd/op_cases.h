@@ -1,0 +1,48 @@
+#pragma once
+// One table of cases for every op: the tests loop over it, and so does `eigentrace gradcheck`.
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "autograd/gradcheck.h"
+#include "autograd/op.h"
+#include "tensor/rng.h"
+
+namespace eigentrace {
+
+/// A case with its numbers: float64 inputs (those whose gradients are checked) and a pure function of them.
+/// The function takes its type from the inputs, so that the same instance runs in float32; integer operands
+/// (tokens, labels) are captured, on the device asked for.
+struct OpInstance {
+  TestedFunction function;
+  std::vector<Tensor> inputs;
+  std::vector<std::string> names;
+};
+
+struct OpCase {
+  std::string name;  ///< "binary: mul, a row vector broadcast"
+  Op op;
+  /// Shapes (odd ones: 1, 7, 63, 100, …) and values are functions of the seed.
+  std::function<OpInstance(uint64_t seed, Device device)> make;
+  double tolerance = 1e-7;  ///< of gradcheck's relative error
+  /// Bound on |y₃₂ − y₆₄| and |dx₃₂ − dx₆₄| / max(1, ‖y₆₄‖∞); 0: do not compare (ties, branches).
+  double float32_tolerance = 2e-5;
+};
+
+/// All cases, theme by theme.
+std::vector<OpCase> op_cases();
+
+// The themes, each in autograd/op_cases_<theme>.cpp; a new theme is a line here and one in op_cases.cpp.
+std::vector<OpCase> op_cases_shape();
+std::vector<OpCase> op_cases_pointwise();
+
+/// Gradient check of one case. Error: the case's function throws.
+GradcheckReport check_case(Context& ctx, const OpCase& op_case, uint64_t seed);
+
+// What `make` is written with.
+Tensor normal_tensor(Rng& rng, const Shape& shape, Device device);
+Tensor uniform_tensor(Rng& rng, const Shape& shape, double low, double high, Device device);
+/// One of 1, 2, 7, 63, 100 no larger than `most`.
+int64_t odd_size(Rng& rng, int64_t most = 100);
+
+}  // namespace eigentrace
