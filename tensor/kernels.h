@@ -51,4 +51,45 @@ void dropout(Context& ctx, const Tensor& x, double p, uint32_t op, bool shared_o
 /// y = Σ x over one axis (dropped or of size 1 in y), fixed order. y dense.
 void sum(Context& ctx, const Tensor& x, int axis, Tensor& y);
 
+// --- matrix products (kernels/matmul.cu, linear.cu)
+// -------------------------------------------------------------
+void matmul(Context& ctx, const Tensor& a, const Tensor& b,
+            Tensor& c);  ///< C = A B, batched, last axes may be transposed
+/// y = x Wᵀ + b; weight may be a transposed view, bias undefined
+void linear(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor& y);
+void linear_backward_input(Context& ctx, const Tensor& dy, const Tensor& weight, Tensor& dx);  ///< dx = dy W
+void linear_backward_weight(Context& ctx, const Tensor& dy, const Tensor& x,
+                            Tensor& dweight);                              ///< dW = dyᵀ x
+void linear_backward_bias(Context& ctx, const Tensor& dy, Tensor& dbias);  ///< db = Σ_rows dy
+
+// --- losses (kernels/cross_entropy.cu, vocabulary_head.cu, log_softmax.cu)
+// --------------------------------------
+/// The labelled rows of a loss (autograd/ops_loss.h): rows, labels i32 [M], weights f32 [M], count f64 [1].
+struct LabelledRows {
+  const Tensor &rows, &labels, &weights, &count;
+};
+/// What a loss reports: value [] in the element type, correct and loss_sum f64 [1], argmax i32 [M].
+struct LossResults {
+  Tensor &value, &correct, &loss_sum, &argmax;
+};
+/// value = Σ_m w_m (lse_m − z_m[label_m]) / count; kept [M, 2]: max and Σ exp(z − max)
+void cross_entropy(Context& ctx, const Tensor& logits, const LabelledRows& labelled, LossResults results,
+                   Tensor& kept);
+/// dz_m = dloss w_m (softmax(z_m) − onehot(label_m)) / count; rows without label: zero
+void cross_entropy_backward(Context& ctx, const Tensor& dloss, const Tensor& logits,
+                            const LabelledRows& labelled, const Tensor& kept, Tensor& dlogits);
+/// cross_entropy of x Wᵀ + b by blocks of labelled rows, and with it the gradients for dloss = 1 of those
+/// that are defined: dx_labelled [M, D] (one row a label), dweight [V, D], dbias [V].
+void vocabulary_head(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias,
+                     const LabelledRows& labelled, LossResults results, Tensor& dx_labelled, Tensor& dweight,
+                     Tensor& dbias);
+/// y[rows_m] = c x_m where weight_m ≠ 0, all other rows zero; c one element
+void scatter_labelled(Context& ctx, const Tensor& c, const Tensor& x, const LabelledRows& labelled,
+                      Tensor& y);
+void scale_by(Context& ctx, const Tensor& c, const Tensor& x,
+              Tensor& y);                                    ///< y = c x, c one element, x dense
+void log_softmax(Context& ctx, const Tensor& x, Tensor& y);  ///< y = x − log Σ exp(x)
+void log_softmax_backward(Context& ctx, const Tensor& y, const Tensor& dy,
+                          Tensor& dx);  ///< dx = dy − e^y Σ dy
+
 }  // namespace eigentrace::kernels

@@ -1,0 +1,114 @@
+// y = x Wᵀ + b and its gradients:
+//   dx = dy W          by tiles of rows
+//   dW = dyᵀ x         a sum over all rows, cut into pieces added in order
+//   db = Σ_rows dy     likewise
+#include "tensor/blas.h"
+#include "tensor/dispatch.h"
+#include "tensor/kernels.h"
+
+namespace eigentrace::kernels {
+namespace {
+
+constexpr int64_t bias_rows = 512;  // rows of dy that one partial sum of db covers
+
+template <class T>
+Matrix<const T> matrix(const Rows<T>& x) {
+  return {x.data, std::max<int64_t>(x.rows <= 1 ? x.cols : x.stride, 1)};
+}
+
+template <class T>
+void linear_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor& y) {
+  const Rows<T> in = rows_of<T>(x, "linear: x"), out = rows_of<T>(y, "linear: y");
+  const Matrix<const T> a = matrix(in), w = matrix_of<T>(weight, "linear: weight");
+  const T* b = bias.defined() ? bias.data<T>() : nullptr;
+  const int64_t b_stride = bias.defined() ? bias.stride(0) : 0;
+  const Tiling tiling(out.rows, out.cols);
+  parallel_items(tiling.count(), [&](int64_t i) {
+    const Tiling::Tile t = tiling[i];
+    const Matrix<T> c{out.data + t.row * out.stride + t.col,
+                      std::max<int64_t>(out.rows <= 1 ? out.cols : out.stride, 1)};
+    if (b)
+      for (int64_t r = 0; r < t.rows; ++r) {
+        T* row = c.data + r * c.ld;
+#pragma omp simd
+        for (int64_t j = 0; j < t.cols; ++j) row[j] = b[(t.col + j) * b_stride];
+      }
+    gemm<T>(t.rows, t.cols, in.cols, 1, a.at(t.row, 0), w.t().at(0, t.col), b ? T(1) : T(0), c);
+  });
+}
+
+template <class T>
+void bias_cpu(const Tensor& dy, Tensor& db, Tensor& scratch) {
+  const Rows<T> in = rows_of<T>(dy, "linear_backward_bias: dy");
+  const int64_t blocks = scratch.dim(0);
+  T* partial = scratch.data<T>();
+  parallel_rows(blocks, [&](int64_t block) {
+    T* sum = partial + block * in.cols;
+    const int64_t end = std::min((block + 1) * bias_rows, in.rows);
+    for (int64_t j = 0; j < in.cols; ++j) sum[j] = 0;
+    for (int64_t r = block * bias_rows; r < end; ++r) {
+      const T* row = in.data + r * in.stride;
+#pragma omp simd
+      for (int64_t j = 0; j < in.cols; ++j) sum[j] += row[j];
+    }
+  });
+  T* out = db.data<T>();
+  const int64_t stride = db.stride(0);
+  for (int64_t j = 0; j < in.cols; ++j) out[j * stride] = 0;
+  for (int64_t block = 0; block < blocks; ++block)
+    for (int64_t j = 0; j < in.cols; ++j) out[j * stride] += partial[block * in.cols + j];
+}
+
+int64_t row_count(const Tensor& x) { return x.dim(-1) == 0 ? 0 : x.numel() / x.dim(-1); }
+
+void check(const char* what, const Tensor& x, const Tensor& weight, const Tensor& y) {
+  const bool good = x.rank() >= 1 && y.rank() == x.rank() && weight.rank() == 2 &&
+                    weight.dim(1) == x.dim(-1) && weight.dim(0) == y.dim(-1) &&
+                    x.shape().without(x.rank() - 1) == y.shape().without(y.rank() - 1) &&
+                    x.dtype() == weight.dtype() && x.dtype() == y.dtype();
+  if (!good)
+    fail(std::string(what) + ": x [..., in], weight [out, in] and y [..., out] of one type expected, found " +
+         to_string(x) + ", " + to_string(weight) + ", " + to_string(y));
+}
+
+}  // namespace
+
+void linear(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor& y) {
+  check("linear", x, weight, y);
+  if (bias.defined() && !(bias.shape() == Shape{weight.dim(0)} && bias.dtype() == x.dtype()))
+    fail("linear: bias [out] expected for weight " + to_string(weight) + ", found " + to_string(bias));
+  require_cpu(ctx, "linear");
+  dispatch_floating(ctx, "linear", x.dtype(), [&]<class T>() { linear_cpu<T>(x, weight, bias, y); });
+}
+
+void linear_backward_input(Context& ctx, const Tensor& dy, const Tensor& weight, Tensor& dx) {
+  check("linear_backward_input", dx, weight, dy);
+  require_cpu(ctx, "linear_backward_input");
+  dispatch_floating(ctx, "linear_backward_input", dy.dtype(),
+                    [&]<class T>() { linear_cpu<T>(dy, weight.transpose(0, 1), Tensor(), dx); });
+}
+
+void linear_backward_weight(Context& ctx, const Tensor& dy, const Tensor& x, Tensor& dweight) {
+  check("linear_backward_weight", x, dweight, dy);
+  require_cpu(ctx, "linear_backward_weight");
+  const int64_t M = dweight.dim(0), N = dweight.dim(1), K = row_count(x);
+  const int64_t pieces = k_pieces(M, N, K);
+  Tensor scratch = ctx.empty({pieces == 1 ? 0 : pieces * M * N}, x.dtype());
+  dispatch_floating(ctx, "linear_backward_weight", x.dtype(), [&]<class T>() {
+    parallel_gemm_long<T>(M, N, K, matrix(rows_of<T>(dy, "linear_backward_weight: dy")).t(),
+                          matrix(rows_of<T>(x, "linear_backward_weight: x")),
+                          matrix_of<T>(dweight, "linear_backward_weight: dweight"), scratch.data<T>());
+  });
+}
+
+void linear_backward_bias(Context& ctx, const Tensor& dy, Tensor& dbias) {
+  if (!(dbias.shape() == Shape{dy.dim(-1)}) || dbias.dtype() != dy.dtype())
+    fail("linear_backward_bias: dbias [out] expected for dy " + to_string(dy) + ", found " +
+         to_string(dbias));
+  require_cpu(ctx, "linear_backward_bias");
+  Tensor scratch = ctx.empty({(row_count(dy) + bias_rows - 1) / bias_rows, dy.dim(-1)}, dy.dtype());
+  dispatch_floating(ctx, "linear_backward_bias", dy.dtype(),
+                    [&]<class T>() { bias_cpu<T>(dy, dbias, scratch); });
+}
+
+}  // namespace eigentrace::kernels
