@@ -303,19 +303,21 @@ double estimated_seconds(int64_t states, int64_t channels, DplrRoute route) {
   if (states < 1 || channels < 1)
     fail(fmt::format("estimated_seconds: states, channels: expected at least 1 each, found {} and {}", states,
                      channels));
-  // Spread-out poles with weights of the size of their spacing: the usual case, neither trivial nor HiPPO's
-  // worst.
-  const int64_t n = std::min<int64_t>(states, 96);
+  // Poles and weights as HiPPO's, ω_k ≈ N²/(π(2k−1)), |P_k|² ≈ 0.64 ω_k/(2k−1), moved by a few per cent.
+  const bool quadratic = route == DplrRoute::automatic || route == DplrRoute::secular;
+  const int64_t n = std::min<int64_t>(states, quadratic ? 512 : 96);
   std::vector<Complex128> lambda, p;
-  for (int64_t k = 0; k < n; ++k)
-    lambda.emplace_back(-0.5, 3.0 * k - 1.5 * n), p.emplace_back(1.0 + 0.1 * (k % 7));
+  for (int64_t k = 0; k < n; ++k) {
+    const double odd = static_cast<double>(k / 2 * 2 + 1), omega = 0.318 * static_cast<double>(n * n) / odd;
+    lambda.emplace_back(-0.5, (k % 2 == 0 ? 1 : -1) * omega * (1 + 0.05 * std::sin(1.0 + 2.4 * k)));
+    p.emplace_back(std::sqrt(0.64 * omega / odd) * (1 + 0.05 * std::cos(3.1 * k)));
+  }
   double best = std::numeric_limits<double>::infinity();
   for (int repeat = 0; repeat < 3; ++repeat) {
     const double begin = seconds();
     (void)dplr_eigenvalues({lambda, p, 0.01}, route);
     best = std::min(best, seconds() - begin);
   }
-  const bool quadratic = route == DplrRoute::automatic || route == DplrRoute::secular;
   const double rounds = std::ceil(static_cast<double>(channels) / threads());
   return best * std::pow(static_cast<double>(states) / static_cast<double>(n), quadratic ? 2 : 3) * rounds;
 }

@@ -164,6 +164,30 @@ TEST_CASE("dplr: HiPPO of 64 states is too ill-conditioned for double, and says 
   CHECK(largest(secular.error_bounds) > 1e300);
 }
 
+TEST_CASE("dplr: HiPPO as float32 stores it is certified, and is not HiPPO's spectrum") {
+  for (int64_t n : {32, 64, 100}) {
+    Channel c = noisy_hippo(n, 0, 1);
+    c.step = 0.01;
+    // Through memory: GCC 12.2's vectoriser drops the rounding of double → float → double on pairs at -O2.
+    const std::vector<std::complex<float>> lambda(c.lambda.begin(), c.lambda.end()),
+        p(c.p.begin(), c.p.end());
+    c.lambda.assign(lambda.begin(), lambda.end()), c.p.assign(p.begin(), p.end());
+    const auto e = dplr_eigenvalues(c.view()), dense = dplr_eigenvalues(c.view(), DplrRoute::dense);
+    CHECK(e.certified);
+    CHECK(largest(e.error_bounds) < 1e-5);
+    CHECK(excess(e, dense) <= 0);
+    // HiPPO's own eigenvalues, −1 … −N, are real and far away.
+    double farthest = 0;
+    for (const Complex128& z : e.values) {
+      double nearest = 1e300;
+      for (int64_t k = 1; k <= n; ++k)
+        nearest = std::min(nearest, std::abs(z - bilinear(-static_cast<double>(k), c.step)));
+      farthest = std::max(farthest, nearest);
+    }
+    CHECK(farthest > 0.1);
+  }
+}
+
 TEST_CASE("dplr: states that do not couple and states that coincide are exact eigenvalues") {
   const std::vector<Complex128> lambda{{-1, 2}, {-1, 2}, {-1, 2}, {-0.5, 0}, {-3, 1}},
       p{1, {0, 2}, 0, 0, 1.5};
