@@ -236,7 +236,7 @@ TEST_CASE("dplr: log|μ| is exact where |μ| rounds to one") {
 }
 
 TEST_CASE("dplr: eigenvalues of all channels equal the published code's exact ones") {
-  const auto cases = read_text_cases("s4_channels.txt");
+  const auto cases = read_text_cases(EIGENTRACE_TEST_DATA "/spectral/s4_channels.txt");
   REQUIRE(cases.size() == 4);
   for (const TextCase& f : cases) {
     CAPTURE(f.name);
@@ -266,7 +266,7 @@ TEST_CASE("dplr: eigenvalues of all channels equal the published code's exact on
 }
 
 TEST_CASE("dplr: the realisation's kernel reproduces the published layer's output") {
-  for (const TextCase& f : read_text_cases("s4_channels.txt")) {
+  for (const TextCase& f : read_text_cases(EIGENTRACE_TEST_DATA "/spectral/s4_channels.txt")) {
     if (f.arrays.count("mixer_in") == 0) continue;
     CAPTURE(f.name);
     const int64_t width = static_cast<int64_t>(f["log_step"].size()),

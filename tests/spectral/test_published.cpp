@@ -29,7 +29,7 @@ template <class Read>
 double worst_error(const std::string& kind, Read read) {
   double worst = 0;
   int found = 0;
-  for (const TextCase& f : read_text_cases("published.txt")) {
+  for (const TextCase& f : read_text_cases(EIGENTRACE_TEST_DATA "/spectral/published.txt")) {
     if (f.name.rfind(kind, 0) != 0) continue;
     ++found;
     const Sizes s = sizes_of(f);
@@ -114,7 +114,7 @@ TEST_CASE("published: Mamba-2 and its pseudo-LTI form equal the study's own valu
 
 TEST_CASE("published: S5 is read without clipping and without the bilinear map") {
   int found = 0;
-  for (const TextCase& f : read_text_cases("published.txt")) {
+  for (const TextCase& f : read_text_cases(EIGENTRACE_TEST_DATA "/spectral/published.txt")) {
     if (f.name.rfind("s5", 0) != 0) continue;
     ++found;
     std::vector<std::complex<double>> lambda;
@@ -130,7 +130,7 @@ TEST_CASE("published: S5 is read without clipping and without the bilinear map")
 }
 
 TEST_CASE("published: S4 is channel 1's dense matrix, in double and in float") {
-  for (const TextCase& f : read_text_cases("s4_channels.txt")) {
+  for (const TextCase& f : read_text_cases(EIGENTRACE_TEST_DATA "/spectral/s4_channels.txt")) {
     const int64_t width = static_cast<int64_t>(f["log_step"].size()),
                   states = static_cast<int64_t>(f["lambda_re"].size()) / width;
     std::vector<std::complex<double>> lambda, p;

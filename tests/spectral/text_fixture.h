@@ -17,8 +17,8 @@ struct TextCase {
   }
 };
 
-inline std::vector<TextCase> read_text_cases(const std::string& file) {
-  std::ifstream in(std::string(EIGENTRACE_TEST_DATA) + "/spectral/" + file);
+inline std::vector<TextCase> read_text_cases(const std::string& path) {
+  std::ifstream in(path);
   REQUIRE(in);
   std::vector<TextCase> cases;
   for (std::string line; std::getline(in, line);) {
