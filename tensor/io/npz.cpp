@@ -16,8 +16,7 @@ constexpr uint32_t local_signature = 0x04034B50, central_signature = 0x02014B50,
                    end64_signature = 0x06064B50, locator_signature = 0x07064B50;
 constexpr size_t local_bytes = 30, central_bytes = 46, end_bytes = 22, end64_bytes = 56, locator_bytes = 20;
 
-// --- writing
-// -------------------------------------------------------------------------------------------------
+// --- writing -------------------------------------------------------------------------------------
 
 /// A little-endian record in the making.
 struct Record {
@@ -88,8 +87,7 @@ struct Deflater {
   }
 };
 
-// --- reading
-// -------------------------------------------------------------------------------------------------
+// --- reading -------------------------------------------------------------------------------------
 
 uint64_t number_at(std::string_view bytes, size_t at, int width) {
   uint64_t value = 0;

@@ -1,0 +1,62 @@
+#pragma once
+// What a report shows, as plain values: the tools that know runs fill it in, the report knows nothing of
+// models.
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace eigentrace {
+
+inline constexpr double not_recorded = std::numeric_limits<double>::quiet_NaN();
+
+/// One line of a run's metrics; what was not recorded at this step is NaN.
+struct MetricRow {
+  int64_t step = 0;
+  double train_loss = not_recorded, train_accuracy = not_recorded;  ///< accuracies 0…1
+  double eval_loss = not_recorded, eval_accuracy = not_recorded;
+  double steps_per_second = not_recorded;
+};
+
+/// One eigenvalue of a sample.
+struct EigenvalueSample {
+  double log_abs = 0;  ///< log|λ|; −inf: λ = 0
+  double arg = 0;      ///< radians
+  int64_t time = 0;    ///< the time step it belongs to; 0 for time-invariant systems
+};
+
+/// Percentages per bin, mean and standard deviation over sequences.
+struct BinReport {
+  std::vector<double> edges;      ///< one more than bins; the last may be +inf
+  std::vector<double> mean, std;  ///< std may be empty
+};
+
+/// The spectrum of one layer and head at one moment of training.
+struct SpectrumReport {
+  std::string stage;  ///< "initial" or "trained"; others are kept but not drawn
+  int layer = 0;
+  int head = -1;  ///< -1: the layer has no heads
+  bool time_varying = true;
+  std::vector<EigenvalueSample> eigenvalues;               ///< a sample; a few hundred are enough
+  BinReport radius;                                        ///< of |λ|
+  BinReport phase;                                         ///< of |arg λ| in degrees
+  std::vector<std::pair<std::string, double>> statistics;  ///< name and value, in the order to be shown
+};
+
+struct RunReport {
+  std::string name;
+  std::string config;  ///< as text, shown folded
+  std::vector<std::pair<std::string, std::string>>
+      headline;                    ///< a row of the table over runs: column and cell
+  std::vector<MetricRow> metrics;  ///< by step
+  std::vector<SpectrumReport> spectra;
+};
+
+struct Report {
+  std::string title = "eigentrace report";
+  std::string subtitle;  ///< e.g. the task, the machine, the date; may be empty
+  std::vector<RunReport> runs;
+};
+
+}  // namespace eigentrace

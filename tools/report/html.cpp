@@ -1,0 +1,182 @@
+#include "tools/report/html.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+
+#include "tensor/io/file.h"
+#include "tools/report/figures.h"
+#include "tools/report/style.h"
+
+namespace eigentrace {
+namespace {
+
+constexpr const char* reading_help =
+    "<section>\n<h2>How to read the spectra</h2>\n"
+    "<p class=\"note\">Every layer carries a state from step to step: h<sub>i</sub> = Λ<sub>i</sub> "
+    "h<sub>i−1</sub> + B<sub>i</sub> u<sub>i</sub>. "
+    "An eigenvalue λ of Λ<sub>i</sub> says what one step does to what the layer remembers: |λ| = 1 keeps it "
+    "(the dashed line, the unit circle), "
+    "|λ| &lt; 1 lets it fade, |λ| &gt; 1 makes it grow; arg λ turns it. Dots are single eigenvalues, lines "
+    "their medians over neighbouring steps, "
+    "bars their shares by size or angle, whiskers one standard deviation over sequences. Grey is the model "
+    "before training, blue after.</p>\n</section>\n";
+
+std::string esc(const std::string& text) { return xml_escaped(text); }
+
+/// Names in the order they first appear in any of the lists.
+template <class Lists, class NameOf>
+std::vector<std::string> columns_of(const Lists& lists, NameOf&& pairs_of) {
+  std::vector<std::string> names;
+  for (const auto& list : lists)
+    for (const auto& [name, value] : pairs_of(list))
+      if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
+  return names;
+}
+
+template <class Value>
+const Value* find(const std::vector<std::pair<std::string, Value>>& pairs, const std::string& name) {
+  for (const auto& [key, value] : pairs)
+    if (key == name) return &value;
+  return nullptr;
+}
+
+std::string swatch(size_t run) { return fmt::format("<span class=\"swatch {}\"></span>", run_classes(run)); }
+
+std::string headline_table(const Report& report) {
+  const auto columns = columns_of(report.runs, [](const RunReport& run) { return run.headline; });
+  std::string html = "<div class=\"table\"><table>\n<thead><tr><th>Run</th>";
+  for (const std::string& column : columns) html += fmt::format("<th>{}</th>", esc(column));
+  html += "</tr></thead>\n<tbody>\n";
+  for (size_t r = 0; r < report.runs.size(); r++) {
+    const RunReport& run = report.runs[r];
+    html += fmt::format("<tr><td><div class=\"name\">{}<a href=\"#run-{}\">{}</a></div></td>", swatch(r), r,
+                        esc(run.name));
+    for (const std::string& column : columns) {
+      const std::string* cell = find(run.headline, column);
+      html += cell ? fmt::format("<td>{}</td>", esc(*cell)) : "<td class=\"gone\">–</td>";
+    }
+    html += "</tr>\n";
+  }
+  return html + "</tbody></table></div>\n";
+}
+
+std::string figure_html(const Figure& figure) {
+  std::string caption = esc(figure.title);
+  if (!figure.note.empty()) caption += fmt::format("<span>{}</span>", esc(figure.note));
+  return fmt::format("<figure id=\"{}\"><figcaption>{}</figcaption>\n{}</figure>\n", esc(figure.id), caption,
+                     figure.picture.inlined(figure.title));
+}
+
+std::string figures_html(const std::vector<Figure>& figures) {
+  if (figures.empty()) return "";
+  std::string html = fmt::format("<div class=\"figures{}\">\n", figures.size() % 3 == 0 ? " three" : "");
+  for (const Figure& figure : figures) html += figure_html(figure);
+  return html + "</div>\n";
+}
+
+/// Rows are layers and heads, columns statistics; a cell says "initial → trained" where both are known.
+std::string statistics_table(const RunReport& run) {
+  const auto columns = columns_of(run.spectra, [](const SpectrumReport& s) { return s.statistics; });
+  if (columns.empty()) return "";
+  std::map<std::pair<int, int>, std::map<std::string, const SpectrumReport*>> rows;
+  for (const SpectrumReport& s : run.spectra) rows[{s.layer, s.head}][s.stage] = &s;
+  std::string html =
+      "<h3>Statistics, initial → trained</h3>\n<div class=\"table\"><table>\n<thead><tr><th>Spectrum</th>";
+  for (const std::string& column : columns) html += fmt::format("<th>{}</th>", esc(column));
+  html += "</tr></thead>\n<tbody>\n";
+  for (const auto& [key, at_stage] : rows) {
+    html += fmt::format("<tr><th>{}</th>", head_title(key.first, key.second));
+    for (const std::string& column : columns) {
+      const auto value = [&](const char* stage) -> const double* {
+        const auto found = at_stage.find(stage);
+        return found == at_stage.end() ? nullptr : find(found->second->statistics, column);
+      };
+      const double *initial = value("initial"), *trained = value("trained");
+      html += "<td>";
+      if (initial) html += fmt::format("<span class=\"from\">{}</span>", short_number(*initial));
+      if (initial && trained) html += "<span class=\"from\"> → </span>";
+      if (trained) html += fmt::format("<span class=\"to\">{}</span>", short_number(*trained));
+      if (!initial && !trained) html += "–";
+      html += "</td>";
+    }
+    html += "</tr>\n";
+  }
+  return html + "</tbody></table></div>\n";
+}
+
+std::string run_html(const Report& report, size_t r) {
+  const RunReport& run = report.runs[r];
+  const std::string prefix = run_prefix(report, r);
+  std::string html = fmt::format("<section id=\"run-{}\">\n<h2>{}{}</h2>\n", r, swatch(r), esc(run.name));
+  if (run.spectra.empty()) html += "<p class=\"note\">No spectrum was read for this run.</p>\n";
+  html += figures_html(heat_figures(run, prefix));
+  for (const HeadFigures& head : head_figures(run, prefix))
+    html += fmt::format("<h3>{}</h3>\n{}", esc(head.title), figures_html(head.figures));
+  html += statistics_table(run);
+  if (!run.config.empty())
+    html +=
+        fmt::format("<details><summary>Configuration</summary><pre>{}</pre></details>\n", esc(run.config));
+  return html + "</section>\n";
+}
+
+}  // namespace
+
+std::string report_html(const Report& report) {
+  std::string html = fmt::format(
+      "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta "
+      "charset=\"utf-8\"/>\n"
+      "<meta name=\"viewport\" content=\"width=device-width, "
+      "initial-scale=1\"/>\n<title>{}</title>\n<style>{}</style>\n</head>\n<body>\n"
+      "<header>\n<h1>{}</h1>\n",
+      esc(report.title), page_style(), esc(report.title));
+  if (!report.subtitle.empty()) html += fmt::format("<p class=\"lead\">{}</p>\n", esc(report.subtitle));
+  if (report.runs.size() > 1) {
+    html += "<nav>";
+    for (size_t r = 0; r < report.runs.size(); r++)
+      html += fmt::format("<a href=\"#run-{}\">{}{}</a>", r, swatch(r), esc(report.runs[r].name));
+    html += "</nav>\n";
+  }
+  html += "</header>\n<main>\n";
+  if (report.runs.empty()) {
+    html += "<p class=\"note\">There is no run to report on.</p>\n";
+  } else {
+    html += "<section>\n<h2>Results</h2>\n" + headline_table(report) + "</section>\n";
+    if (const auto curves = curve_figures(report); !curves.empty())
+      html += "<section>\n<h2>Learning</h2>\n" + figures_html(curves) + "</section>\n";
+    if (std::any_of(report.runs.begin(), report.runs.end(),
+                    [](const RunReport& run) { return !run.spectra.empty(); }))
+      html += reading_help;
+    for (size_t r = 0; r < report.runs.size(); r++) html += run_html(report, r);
+  }
+  return html +
+         "</main>\n<footer>Written by eigentrace. Hover over a mark to see its "
+         "values.</footer>\n</body>\n</html>\n";
+}
+
+void write_report(const std::string& path, const Report& report) {
+  write_atomically(path, report_html(report));
+}
+
+size_t write_figures(const std::string& folder, const Report& report) {
+  ensure_directory(folder);
+  size_t written = 0;
+  const auto write = [&](const std::vector<Figure>& figures, const std::string& context) {
+    for (const Figure& figure : figures) {
+      write_atomically(folder + "/" + figure.id + ".svg", figure.picture.document(context + figure.title));
+      write_atomically(folder + "/" + figure.id + ".csv", figure.csv);
+      written++;
+    }
+  };
+  write(curve_figures(report), "");
+  for (size_t r = 0; r < report.runs.size(); r++) {
+    const std::string prefix = run_prefix(report, r), name = report.runs[r].name + ": ";
+    write(heat_figures(report.runs[r], prefix), name);
+    for (const HeadFigures& head : head_figures(report.runs[r], prefix))
+      write(head.figures, name + head.title + ". ");
+  }
+  return written;
+}
+
+}  // namespace eigentrace
