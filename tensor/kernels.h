@@ -92,4 +92,14 @@ void log_softmax(Context& ctx, const Tensor& x, Tensor& y);  ///< y = x − log 
 void log_softmax_backward(Context& ctx, const Tensor& y, const Tensor& dy,
                           Tensor& dx);  ///< dx = dy − e^y Σ dy
 
+// --- attention (kernels/softmax_attention.cu, ssd.cu, attention_normaliser.cu, norm_scale.cu): [B, T, H, N]
+// operands with any strides and a dense last axis; gradients that are undefined are not computed
+/// y_i = Σ_{j≤i} p_ij v_j, p_ij = exp(scale q_i·k_j − lse_i), dropout on p; op: of the random stream. lse
+/// dense
+void softmax_attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, double scale,
+                       double dropout, uint32_t op, Tensor& y, Tensor& lse);
+void softmax_attention_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
+                                const Tensor& y, const Tensor& lse, const Tensor& dy, double scale,
+                                double dropout, uint32_t op, Tensor& dq, Tensor& dk, Tensor& dv);
+
 }  // namespace eigentrace::kernels

@@ -1,0 +1,26 @@
+#include "autograd/ops_attention.h"
+
+#include "tensor/error.h"
+#include "tensor/kernels.h"
+
+namespace eigentrace {
+
+Attended softmax_attention(const Var& q, const Var& k, const Var& v, double scale, double dropout) {
+  if (q.rank() != 4 || v.rank() != 4)
+    fail("softmax_attention: q [B, T, H, N] and v [B, T, H, P] expected, found " + to_string(q.value()) +
+         ", " + to_string(v.value()));
+  Tape& tape = q.tape();
+  Context& ctx = tape.ctx();
+  const uint32_t op = dropout > 0 ? tape.next_random_op() : 0;
+  Tensor y = ctx.empty(v.shape(), v.dtype()), lse = ctx.empty(q.shape().without(3), q.dtype());
+  kernels::softmax_attention(ctx, q.value(), k.value(), v.value(), scale, dropout, op, y, lse);
+  const Var result = tape.record(Op::softmax_attention, y, {q, k, v}, [=](Backward& b) {
+    Tensor dq = b.destination(q.ref()), dk = b.destination(k.ref()), dv = b.destination(v.ref());
+    kernels::softmax_attention_backward(b.ctx(), q.value(), k.value(), v.value(), y, lse, b.dy(), scale,
+                                        dropout, op, dq, dk, dv);
+    b.commit(q.ref(), dq), b.commit(k.ref(), dk), b.commit(v.ref(), dv);
+  });
+  return {result, lse};
+}
+
+}  // namespace eigentrace
