@@ -6,6 +6,8 @@
 // to rows a fixed stride apart and the last axis is dense; operands are rows unless their line says dense
 // (contiguous) or strided. The gradient of x is dx. Nothing allocates except step memory through ctx.empty.
 // Shape letters: tensor/shape.h.
+#include <vector>
+
 #include "tensor/context.h"
 
 namespace eigentrace::kernels {
@@ -91,6 +93,27 @@ void scale_by(Context& ctx, const Tensor& c, const Tensor& x,
 void log_softmax(Context& ctx, const Tensor& x, Tensor& y);  ///< y = x − log Σ exp(x)
 void log_softmax_backward(Context& ctx, const Tensor& y, const Tensor& dy,
                           Tensor& dx);  ///< dx = dy − e^y Σ dy
+// --- optimiser (kernels/optimiser.cu) ---------------------------------------------------------------------
+/// What the update of one parameter reads and writes: dense, of one shape and type.
+struct AdamTensors {
+  Tensor value, gradient, m, v;
+  int group = 0;
+  bool is_complex = false;  ///< pairs (re, im) on the last axis: v is the mean of |g|², the same for both
+};
+struct AdamGroup {
+  double beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weight_decay = 0;
+  /// `gradient` is a sum over several steps: clipping scales it in place, an update sets it to zero.
+  bool accumulates = false;
+};
+/// norm (f64 [1]) = ‖all gradients‖₂: sums of squares of fixed blocks in double, then the blocks in order.
+void global_norm(Context& ctx, const std::vector<Tensor>& gradients, Tensor& norm);
+/// For every group g with rates[g] = (lr, 1−β1ᵗ, 1−β2ᵗ, active ≠ 0), f64 [groups, 4]:
+///   g ← g·min(1, clip/(norm + 1e-6)) (clip 0: g), m ← β1 m + (1−β1) g, v ← β2 v + (1−β2) g²,
+///   p ← p − lr (wd p + (m/(1−β1ᵗ)) / (√(v/(1−β2ᵗ)) + ε)).
+/// Nothing at all is changed if norm (f64 [1]) is not finite. published_complex: m takes the unconjugated
+/// gradient re − i·im, as the study's trainer does.
+void adamw(Context& ctx, const std::vector<AdamTensors>& tensors, const std::vector<AdamGroup>& groups,
+           const Tensor& rates, const Tensor& norm, double clip, bool published_complex);
 
 // --- attention (kernels/softmax_attention.cu, ssd.cu, attention_normaliser.cu, norm_scale.cu): [B, T, H, N]
 // operands with any strides and a dense last axis; gradients that are undefined are not computed

@@ -1,0 +1,208 @@
+#include "nn/mixers/attention.h"
+
+#include <cmath>
+
+#include "autograd/ops_attention.h"
+#include "autograd/ops_pointwise.h"
+#include "autograd/ops_shape.h"
+#include "spectral/realisation.h"
+
+namespace eigentrace {
+namespace {
+
+class Attention : public Mixer {
+ public:
+  Attention(ParameterList& list, const std::string& name, const TransformerConfig& config)
+      : config_(config), heads_(config.num_heads), qk_(2 * config.state_dim), v_(config.hidden_dim) {
+    const bool norm = config.attention_fn == AttentionKind::norm;
+    const int64_t width = qk_ + v_ + (norm ? heads_ : 0);
+    projection_ = Linear(list, name + (norm ? ".Wvqkn" : ".Wqkv"), v_, width);
+    const int64_t channels = config.conv_type == ConvType::full ? qk_ + v_ : qk_;
+    convolution_ = ShortConvolution(list, name + ".conv1d", channels, config.dim_conv);
+    if (norm && config.offset)
+      offset_ = list.add(name + ".inner_attn.offset", {heads_},
+                         init_values(initial_offsets(config.offset_init, heads_)));
+    out_ = Linear(list, name + ".out_proj", v_, v_);
+  }
+
+  Var finish(Forward& forward, const Terms& terms, const Var& y) const override {
+    const Shape rows{y.dim(0), y.dim(1), v_};
+    const Var merged = reshape(y, rows);
+    (void)terms;
+    return out_(forward, drops_weights() ? merged : dropout(merged, forward.rate(config_.att_dropout)));
+  }
+
+ protected:
+  /// True iff att_dropout acts on the attention weights instead of on y.
+  virtual bool drops_weights() const { return false; }
+  /// What q and k pass through before the recurrence.
+  virtual Var feature_map(const Var& qk) const { return qk; }
+
+  Var heads(const Var& x, int64_t width) const {
+    return reshape(x, {x.dim(0), x.dim(1), heads_, width / heads_});
+  }
+  /// (q and k, v) → heads, after the convolution of q and k alone where it is partial.
+  void set_heads(Forward& forward, const Var& qk, const Var& v, bool convolve, AttentionTerms& out) const {
+    const bool partial = convolve && config_.conv_type == ConvType::partial;
+    const Var mapped = feature_map(partial ? convolution_(forward, qk) : qk);
+    const std::vector<Var> parts = split(mapped, {qk_ / 2, qk_ / 2});
+    out.q = heads(parts[0], qk_ / 2), out.k = heads(parts[1], qk_ / 2), out.v = heads(v, v_);
+  }
+  /// The full convolution of all channels, or what is given.
+  Var convolved(Forward& forward, const Var& all, bool convolve) const {
+    return convolve && config_.conv_type == ConvType::full ? convolution_(forward, all) : all;
+  }
+  double inverse_root_width() const {
+    return 1.0 / std::sqrt(static_cast<double>(config_.state_dim / heads_));
+  }
+
+  TransformerConfig config_;
+  int64_t heads_, qk_, v_;
+  Linear projection_, out_;
+  ShortConvolution convolution_;
+  Parameter* offset_ = nullptr;
+};
+
+const AttentionTerms& own(const Terms& terms) { return static_cast<const AttentionTerms&>(terms); }
+
+/// Order of the projection: q, k, v.
+class QkvAttention : public Attention {
+ public:
+  using Attention::Attention;
+  std::unique_ptr<Terms> terms(Forward& forward, const Var& x, bool convolve) const override {
+    auto out = std::make_unique<AttentionTerms>();
+    out->input = x;
+    const std::vector<Var> parts = split(convolved(forward, projection_(forward, x), convolve), {qk_, v_});
+    set_heads(forward, parts[0], parts[1], convolve, *out);
+    return out;
+  }
+};
+
+class SoftmaxAttention final : public QkvAttention {
+ public:
+  using QkvAttention::QkvAttention;
+  const char* family() const override { return "sm-attention"; }
+  Mixed mix(Forward& forward, const Terms& terms) const override {
+    const AttentionTerms& t = own(terms);
+    const Attended out =
+        softmax_attention(t.q, t.k, t.v, inverse_root_width(), forward.rate(config_.att_dropout));
+    return {out.y, out.lse};
+  }
+  Realisation realise(const Terms& terms, const Mixed& mixed) const override {
+    const AttentionTerms& t = own(terms);
+    return {Family::softmax_attention,
+            NormaliserRatio{mixed.log_eta, Gauge::state_normalised},
+            Kernel{t.q.value(), t.k.value(), inverse_root_width()},
+            t.v.value(),
+            {}};
+  }
+
+ protected:
+  bool drops_weights() const override { return true; }
+};
+
+class LinearAttention final : public QkvAttention {
+ public:
+  using QkvAttention::QkvAttention;
+  const char* family() const override { return "lin-attention"; }
+  Mixed mix(Forward&, const Terms& terms) const override {
+    const AttentionTerms& t = own(terms);
+    const Var log_eta = attention_normaliser(t.q, t.k);
+    return {divide_by_eta(ssd(t.q, t.k, t.v, {}, {}), log_eta), log_eta.value()};
+  }
+  Realisation realise(const Terms& terms, const Mixed& mixed) const override {
+    const AttentionTerms& t = own(terms);
+    return {Family::linear_attention,
+            NormaliserRatio{mixed.log_eta, Gauge::state_normalised},
+            Factored{t.q.value(), t.k.value(), {}, 1.0},
+            t.v.value(),
+            {}};
+  }
+
+ protected:
+  Var feature_map(const Var& qk) const override { return unary(Unary::elu_plus_one, qk); }
+};
+
+/// Order of the projection: v, q, k, n. n is never convolved.
+class NormAttention final : public Attention {
+ public:
+  using Attention::Attention;
+  const char* family() const override { return "norm-attention"; }
+  std::unique_ptr<Terms> terms(Forward& forward, const Var& x, bool convolve) const override {
+    auto out = std::make_unique<AttentionTerms>();
+    out->input = x;
+    const std::vector<Var> all = split(projection_(forward, x), {v_ + qk_, heads_});
+    const std::vector<Var> parts = split(convolved(forward, all[0], convolve), {v_, qk_});
+    set_heads(forward, parts[1], parts[0], convolve, *out);
+    out->n = all[1];
+    return out;
+  }
+  Mixed mix(Forward& forward, const Terms& terms) const override {
+    const AttentionTerms& t = own(terms);
+    const NormScaled out = norm_scale(ssd(t.q, t.k, t.v, {}, {}), function(), t.n, forward(offset_), scale());
+    return {out.y, out.log_eta};
+  }
+  Realisation realise(const Terms& terms, const Mixed& mixed) const override {
+    const AttentionTerms& t = own(terms);
+    return {Family::norm_attention,
+            NormaliserRatio{mixed.log_eta, Gauge::state_normalised},
+            Factored{t.q.value(), t.k.value(), {}, scale()},
+            t.v.value(),
+            {}};
+  }
+
+ protected:
+  Var feature_map(const Var& qk) const override {
+    return config_.approx_fn == ApproxFn::elu ? unary(Unary::elu_plus_one, qk) : qk;
+  }
+
+ private:
+  double scale() const { return config_.scale_B ? inverse_root_width() : 1.0; }
+  NormFunction function() const {
+    switch (config_.norm_fn) {
+      case NormFn::exp:
+        return NormFunction::exp;
+      case NormFn::elu:
+        return NormFunction::elu;
+      case NormFn::softplus:
+        return NormFunction::softplus;
+      case NormFn::sigmoid:
+        return NormFunction::sigmoid;
+    }
+    return NormFunction::exp;
+  }
+};
+
+}  // namespace
+
+std::vector<double> initial_offsets(OffsetInit kind, int64_t heads) {
+  const auto linspace = [heads](double low, double high) {
+    std::vector<double> x(static_cast<size_t>(heads), low);
+    for (int64_t h = 1; h < heads; ++h)
+      x[static_cast<size_t>(h)] =
+          low + (high - low) * static_cast<double>(h) / static_cast<double>(heads - 1);
+    return x;
+  };
+  if (kind == OffsetInit::exp) return linspace(4, 9);
+  if (heads == 1) return {3};
+  std::vector<double> x = linspace(0.02, 0.1);
+  for (double& e : x) e = std::log(std::expm1(e));
+  const double low = x.front(), high = x.back();
+  for (double& e : x) e = 8 + (14 - 8) * (e - low) / (high - low);
+  return x;
+}
+
+std::unique_ptr<Mixer> make_attention(ParameterList& list, const std::string& name,
+                                      const TransformerConfig& config) {
+  switch (config.attention_fn) {
+    case AttentionKind::softmax:
+      return std::make_unique<SoftmaxAttention>(list, name, config);
+    case AttentionKind::linear:
+      return std::make_unique<LinearAttention>(list, name, config);
+    case AttentionKind::norm:
+      return std::make_unique<NormAttention>(list, name, config);
+  }
+  return nullptr;
+}
+
+}  // namespace eigentrace
