@@ -55,11 +55,25 @@ void read(const Diagonal& diagonal, const Realisation&, LayerSpectrum& out) {
   for (double& angle : out.arg) angle = wrap_angle(angle);
 }
 
-/// Adds the eigenvalues exp(delta·a) of one step to the counts; at_least[k]: how many log|λ| reach edge k.
-void count_step(double delta, const std::vector<double>& a, size_t from, size_t n,
-                const std::vector<double>& edges, std::vector<int64_t>& at_least, StreamedCounts& counts) {
-  for (size_t s = from; s < from + n; ++s) {
-    const double log_abs = delta * a[s];
+/// Adds the eigenvalues exp(delta·a) of one step and channel, a ascending; at_least[k]: how many log|λ| reach
+/// edge k. The rounded product is monotone in a, so that each edge is a binary search.
+void count_step(double delta, std::span<const double> a, const std::vector<double>& edges,
+                std::vector<int64_t>& at_least, StreamedCounts& counts) {
+  const auto from = [&](const auto& reached) {
+    return a.end() - std::partition_point(a.begin(), a.end(), [&](double x) { return !reached(delta * x); });
+  };
+  const double low = delta * a.front(), high = delta * a.back();
+  if (delta >= 0 && std::isfinite(low) && std::isfinite(high)) {
+    for (size_t k = 0; k < edges.size(); ++k)
+      at_least[k] += from([&](double log_abs) { return log_abs >= edges[k]; });
+    const int64_t expanding = from([](double log_abs) { return log_abs > 0; });
+    counts.unit += from([](double log_abs) { return log_abs >= 0; }) - expanding;
+    counts.expanding += expanding;
+    counts.log_spectral_radius = std::max(counts.log_spectral_radius, high);
+    return;
+  }
+  for (const double x : a) {
+    const double log_abs = delta * x;
     if (!(log_abs < infinity)) {
       ++counts.non_finite;
       continue;
@@ -83,6 +97,10 @@ void read(const Outer& outer, const Realisation& system, const ReadingOptions& o
   out.log_abs.resize(size_t(product(out.shape)));
   const bool all = kept == width * n;
   const auto a = outer.a.to_vector<double>();
+  auto sorted = a;  // within each channel
+  const auto nan_last = [](double x, double y) { return x < y || (std::isnan(y) && !std::isnan(x)); };
+  for (int64_t e = 0; e < width; ++e)
+    std::sort(sorted.begin() + e * n, sorted.begin() + (e + 1) * n, nan_last);
   std::vector<double> edges;  // [e_k, e_{k+1}) holds at_least[k] − at_least[k+1]; the lowest edge is −∞
   for (const double edge : radius_edges) edges.push_back(std::log(edge));
   std::vector<StreamedCounts> found(static_cast<size_t>(batch));
@@ -100,7 +118,8 @@ void read(const Outer& outer, const Realisation& system, const ReadingOptions& o
     std::vector<int64_t> at_least(edges.size(), 0);
     for (int64_t i = 0; i < steps; ++i)
       for (int64_t e = 0; e < width; ++e)
-        count_step(delta[size_t(i * width + e)], a, size_t(e * n), size_t(n), edges, at_least, counts);
+        count_step(delta[size_t(i * width + e)], std::span(sorted).subspan(size_t(e * n), size_t(n)), edges,
+                   at_least, counts);
     counts.count = steps * width * n;
     const double usable = double(counts.count - counts.non_finite);
     counts.radius_percent.resize(1);

@@ -63,7 +63,7 @@ struct LayerSpectrum {
 };
 
 struct ReadingOptions {
-  int64_t max_values = int64_t(1) << 22;  ///< Mamba-1: eigenvalues kept of a layer (32 MiB)
+  int64_t max_values = int64_t(1) << 21;  ///< Mamba-1: eigenvalues kept of a layer (16 MiB)
   uint64_t seed = 0;                      ///< which series are kept
   int64_t channels = 0;                   ///< S4: channels read, evenly spread; 0: all
   /// S4, after each channel: done, total, estimated seconds left.

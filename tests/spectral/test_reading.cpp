@@ -167,6 +167,26 @@ TEST_CASE("reading: of a Mamba-1 layer too large to keep, whole series are kept 
   CHECK_THROWS_AS(layer_statistics(part, Binning::published), Error);
 }
 
+TEST_CASE("reading: a Mamba-1 layer with broken numbers is counted the same whole or in part") {
+  const TestSystem test = mamba1_system(100, DType::f64, 6);
+  const auto& outer = std::get<Outer>(test.system.lambda);
+  auto a = outer.a.to_vector<double>(), delta = outer.delta.to_vector<double>();
+  a[1] = std::nan(""), a[4] = 0.5, a[7] = 0;  // unknown, expanding, lossless
+  delta[10] = HUGE_VAL, delta[20] = -1, delta[31] = 0, delta[47] = std::nan("");
+  outer.a.assign(a), outer.delta.assign(delta);
+  ReadingOptions options;
+  options.max_values = 1000;
+  const SpectrumStatistics part = layer_statistics(read_spectrum(test.system, 0, options)).all;
+  const SpectrumStatistics whole = layer_statistics(read_spectrum(test.system, 0)).all;
+  CHECK(part.non_finite == whole.non_finite);
+  CHECK(part.zeros == whole.zeros);
+  CHECK(part.expanding_share == doctest::Approx(whole.expanding_share));
+  CHECK(part.unit_share == doctest::Approx(whole.unit_share));
+  CHECK(part.log_spectral_radius == whole.log_spectral_radius);
+  for (size_t k = 0; k < whole.radius_percent.mean.size(); ++k)
+    CHECK(part.radius_percent.mean[k] == doctest::Approx(whole.radius_percent.mean[k]));
+}
+
 TEST_CASE("reading: a sample is seeded, without repetition, and keeps each eigenvalue's step and head") {
   const TestSystem test = mamba2_system(63, DType::f64, 5);
   const LayerSpectrum spectrum = read_spectrum(test.system, 0);
