@@ -23,6 +23,7 @@ namespace eigentrace {
   /* ops_norm.h */                                                        \
   X(layer_norm, "y = (x − mean)/√(var + ε) w + b over the last axis")     \
   X(residual_layer_norm, "s = x + dropout(r), y = layer_norm(s)")         \
+  X(rms_norm, "y = x/√(mean(x²) + ε) w over the last axis")               \
   /* ops_linear.h */                                                      \
   X(linear, "y = x Wᵀ + b")                                               \
   X(matmul, "C = A B, batched")                                           \

@@ -35,6 +35,8 @@ std::vector<OpCase> op_cases();
 // The themes, each in autograd/op_cases_<theme>.cpp; a new theme is a line here and one in op_cases.cpp.
 std::vector<OpCase> op_cases_shape();
 std::vector<OpCase> op_cases_pointwise();
+std::vector<OpCase> op_cases_norm();
+std::vector<OpCase> op_cases_sequence();
 
 /// Gradient check of one case. Error: the case's function throws.
 GradcheckReport check_case(Context& ctx, const OpCase& op_case, uint64_t seed);

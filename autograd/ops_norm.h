@@ -8,11 +8,15 @@ namespace eigentrace {
 /// Kept: x, mean and 1/√(var + ε) per row.
 Var layer_norm(const Var& x, const Var& weight, const Var& bias, double epsilon);
 
+/// y = x / √(mean(x²) + ε) · weight over the last axis. x [..., D], weight [D]. Kept: x, 1/√… per row.
+Var rms_norm(const Var& x, const Var& weight, double epsilon);
+
 struct ResidualNorm {
   Var sum;     ///< x + dropout(branch)
   Var normed;  ///< layer_norm(sum)
 };
-/// Residual and LayerNorm in one pass; the backward pass adds the gradient of `sum` itself.
+/// Residual, dropout of the branch and LayerNorm in one pass; the backward pass adds the gradient of `sum`
+/// itself. Kept: sum, mean and 1/√(var + ε) per row.
 ResidualNorm residual_layer_norm(const Var& x, const Var& branch, double dropout, const Var& weight,
                                  const Var& bias, double epsilon);
 

@@ -1,6 +1,7 @@
 #pragma once
 // Ops along a sequence that are no recurrence: look-up, convolution, pooling.
 #include "autograd/tape.h"
+#include "tensor/kernels.h"
 
 namespace eigentrace {
 
@@ -19,10 +20,10 @@ Var embedding(const Var& table, const Tokens& tokens, const Var& positions, cons
 /// x [B,T,C] (rows), weight [C,1,K], bias [C] → [B,T,C] dense. Kept: x (the pre-activation is recomputed).
 Var causal_conv1d(const Var& x, const Var& weight, const Var& bias, bool silu);
 
-enum class Pooling : unsigned char { mean, max, sum, first, last };
+using Pooling = kernels::Pool;
 /// x [B,T,D] → [B,D]. valid_time (i32 [1]): steps ≥ it are beyond the batch's padded length and are ignored
-/// (a bucket's rounding); lengths (i32 [B]): mean over the first lengths[b] steps only. Both may be
-/// undefined: all T count. max: the gradient goes to the first maximum.
+/// (a bucket's rounding); lengths (i32 [B]): only the first lengths[b] steps count. Both may be undefined:
+/// all T count. A sequence of no steps gives 0. max: the gradient goes to the first maximum.
 Var pool(const Var& x, Pooling pooling, const Tensor& lengths, const Tensor& valid_time);
 
 }  // namespace eigentrace

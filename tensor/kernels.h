@@ -53,6 +53,48 @@ void dropout(Context& ctx, const Tensor& x, double p, uint32_t op, bool shared_o
 /// y = Σ x over one axis (dropped or of size 1 in y), fixed order. y dense.
 void sum(Context& ctx, const Tensor& x, int axis, Tensor& y);
 
+// --- normalisations over the last axis (kernels/layer_norm.cu)
+/// y = (x − mean) rstd weight + bias, rows. Residual form (branch defined): sum = x + dropout(branch) first,
+/// then y of sum. mean undefined: RMSNorm. bias may be undefined. mean, rstd [rows], weight, bias [D].
+struct NormForward {
+  Tensor x, branch = {}, weight, bias = {};
+  double epsilon = 0, p = 0;
+  uint32_t random_op = 0;
+  Tensor sum = {}, y = {}, mean = {}, rstd = {};  ///< written
+};
+void layer_norm(Context& ctx, const NormForward& n);
+/// x is what was normalised (`sum` in the residual form). dsum, if defined, is added to dx. Written: those of
+/// dx, dbranch = mask dx / (1 − p), dweight, dbias that are defined (dbranch needs dx).
+struct NormBackward {
+  Tensor x, weight, mean = {}, rstd, dy, dsum = {};
+  double p = 0;
+  uint32_t random_op = 0;
+  Tensor dx = {}, dbranch = {}, dweight = {}, dbias = {};
+};
+void layer_norm_backward(Context& ctx, const NormBackward& n);
+
+// --- along a sequence (kernels/embedding.cu, causal_conv1d.cu, pool.cu)
+/// y[b,t] = table[ids[b,t]] + positions[t] + bias; positions and bias may be undefined.
+void embedding(Context& ctx, const Tensor& ids, const Tensor& table, const Tensor& positions,
+               const Tensor& bias, Tensor& y);
+/// dtable[v] = Σ of the rows of dy with ids = v, in the order of `order`; zero rows for absent tokens.
+void embedding_backward(Context& ctx, const Tensor& ids, const Tensor& order, const Tensor& dy,
+                        Tensor& dtable);
+/// y_t = act(Σ_k w_k x_{t−K+1+k} + b) per channel, act = SiLU or nothing. x [B,T,C] strided with a dense last
+/// axis, weight [C,1,K], bias [C].
+void causal_conv1d(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias, bool silu,
+                   Tensor& y);
+/// Each of dx, dweight, dbias may be undefined: not wanted.
+void causal_conv1d_backward(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias,
+                            bool silu, const Tensor& dy, Tensor& dx, Tensor& dweight, Tensor& dbias);
+enum class Pool : unsigned char { mean, max, sum, first, last };
+/// x [B,T,D] → y [B,D] over the first n_b = min(lengths[b], valid_time, T) steps (n_b = 0: y = 0). max writes
+/// the step of the first maximum to argmax, i32 [B,D] (−1 where there is none); else argmax is undefined.
+void pool(Context& ctx, Pool how, const Tensor& x, const Tensor& lengths, const Tensor& valid_time, Tensor& y,
+          Tensor& argmax);
+void pool_backward(Context& ctx, Pool how, const Tensor& lengths, const Tensor& valid_time,
+                   const Tensor& argmax, const Tensor& dy, Tensor& dx);
+
 // --- matrix products (kernels/matmul.cu, linear.cu)
 // -------------------------------------------------------------
 void matmul(Context& ctx, const Tensor& a, const Tensor& b,

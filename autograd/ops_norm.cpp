@@ -1,0 +1,125 @@
+#include "autograd/ops_norm.h"
+
+#include <fmt/format.h>
+
+#include "tensor/error.h"
+#include "tensor/kernels.h"
+
+namespace eigentrace {
+namespace {
+
+void check(const char* op, const Var& x, const Var& parameter, const char* what) {
+  if (x.rank() == 0 || !(parameter.shape() == Shape{x.dim(-1)}) || parameter.dtype() != x.dtype())
+    fail(fmt::format("{}: {}: {}[{}] expected for x {}, found {}", op, what, name_of(x.dtype()),
+                     x.rank() == 0 ? 0 : x.dim(-1), to_string(x.value()), to_string(parameter.value())));
+}
+
+Shape rows_shape(const Var& x) { return {x.dim(-1) == 0 ? 0 : x.value().numel() / x.dim(-1)}; }
+
+/// The parts that every backward pass here shares: parameters' gradients are asked for and handed in around
+/// `run`.
+template <class Run>
+void with_parameters(Backward& b, kernels::NormBackward& n, const VarRef& weight, const VarRef& bias,
+                     Run&& run) {
+  n.dweight = b.destination(weight);
+  n.dbias = b.destination(bias);
+  run();
+  b.commit(weight, n.dweight);
+  b.commit(bias, n.dbias);
+}
+
+}  // namespace
+
+Var layer_norm(const Var& x, const Var& weight, const Var& bias, double epsilon) {
+  check("layer_norm", x, weight, "weight");
+  check("layer_norm", x, bias, "bias");
+  Context& ctx = x.ctx();
+  kernels::NormForward n{.x = x.value(), .weight = weight.value(), .bias = bias.value()};
+  n.epsilon = epsilon;
+  n.y = ctx.empty(x.shape(), x.dtype());
+  n.mean = ctx.empty(rows_shape(x), x.dtype());
+  n.rstd = ctx.empty(rows_shape(x), x.dtype());
+  kernels::layer_norm(ctx, n);
+  return x.tape().record(
+      Op::layer_norm, n.y, {x, weight, bias},
+      [x, weight, bias = bias.ref(), mean = n.mean, rstd = n.rstd](Backward& b) {
+        kernels::NormBackward g{
+            .x = x.value(), .weight = weight.value(), .mean = mean, .rstd = rstd, .dy = b.dy()};
+        with_parameters(b, g, weight.ref(), bias, [&] {
+          g.dx = b.destination(x.ref());
+          kernels::layer_norm_backward(b.ctx(), g);
+          b.commit(x.ref(), g.dx);
+        });
+      });
+}
+
+Var rms_norm(const Var& x, const Var& weight, double epsilon) {
+  check("rms_norm", x, weight, "weight");
+  Context& ctx = x.ctx();
+  kernels::NormForward n{.x = x.value(), .weight = weight.value()};
+  n.epsilon = epsilon;
+  n.y = ctx.empty(x.shape(), x.dtype());
+  n.rstd = ctx.empty(rows_shape(x), x.dtype());
+  kernels::layer_norm(ctx, n);
+  return x.tape().record(Op::rms_norm, n.y, {x, weight}, [x, weight, rstd = n.rstd](Backward& b) {
+    kernels::NormBackward g{.x = x.value(), .weight = weight.value(), .rstd = rstd, .dy = b.dy()};
+    with_parameters(b, g, weight.ref(), {}, [&] {
+      g.dx = b.destination(x.ref());
+      kernels::layer_norm_backward(b.ctx(), g);
+      b.commit(x.ref(), g.dx);
+    });
+  });
+}
+
+ResidualNorm residual_layer_norm(const Var& x, const Var& branch, double dropout, const Var& weight,
+                                 const Var& bias, double epsilon) {
+  check("residual_layer_norm", x, weight, "weight");
+  check("residual_layer_norm", x, bias, "bias");
+  if (!(x.shape() == branch.shape()) || x.dtype() != branch.dtype())
+    fail(fmt::format("residual_layer_norm: x {} and branch {} differ", to_string(x.value()),
+                     to_string(branch.value())));
+  Context& ctx = x.ctx();
+  const uint32_t random_op = dropout > 0 ? x.tape().next_random_op() : 0;
+  kernels::NormForward n{
+      .x = x.value(), .branch = branch.value(), .weight = weight.value(), .bias = bias.value()};
+  n.epsilon = epsilon, n.p = dropout, n.random_op = random_op;
+  n.sum = ctx.empty(x.shape(), x.dtype());
+  n.y = ctx.empty(x.shape(), x.dtype());
+  n.mean = ctx.empty(rows_shape(x), x.dtype());
+  n.rstd = ctx.empty(rows_shape(x), x.dtype());
+  kernels::layer_norm(ctx, n);
+  const VarRef refs[] = {x.ref(), branch.ref(), weight.ref(), bias.ref()};
+  const auto backward = [x = x.ref(), branch = branch.ref(), weight, bias = bias.ref(), sum = n.sum,
+                         mean = n.mean, rstd = n.rstd, dropout, random_op](Backward& b) {
+    if (!b.has_dy(1) && dropout == 0) {  // the sum alone went on
+      b.add_gradient(x, b.dy(0));
+      return b.add_gradient(branch, b.dy(0));
+    }
+    kernels::NormBackward g{.x = sum,
+                            .weight = weight.value(),
+                            .mean = mean,
+                            .rstd = rstd,
+                            .dy = b.dy(1),
+                            .dsum = b.has_dy(0) ? b.dy(0) : Tensor{}};
+    g.p = dropout, g.random_op = random_op;
+    with_parameters(b, g, weight.ref(), bias, [&] {
+      const bool shared = dropout == 0;  // both gradients are the same numbers: one tensor, lent to both
+      if (!shared) g.dx = b.destination(x);
+      if (!g.dx.defined() && (x.slot >= 0 || branch.slot >= 0))
+        g.dx = b.ctx().empty(sum.shape(), sum.dtype());
+      if (!shared) g.dbranch = b.destination(branch);
+      kernels::layer_norm_backward(b.ctx(), g);
+      if (shared) {
+        b.add_gradient(x, g.dx);
+        b.add_gradient(branch, g.dx);
+      } else {
+        b.commit(x, g.dx);
+        b.commit(branch, g.dbranch);
+      }
+    });
+  };
+  std::vector<Var> out = x.tape().record_many(Op::residual_layer_norm, {n.sum, n.y}, refs, backward);
+  return {out[0], out[1]};
+}
+
+}  // namespace eigentrace
