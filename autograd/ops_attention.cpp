@@ -23,4 +23,18 @@ Attended softmax_attention(const Var& q, const Var& k, const Var& v, double scal
   return {result, lse};
 }
 
+Var ssd(const Var& q, const Var& k, const Var& v, const Var& log_a, const Var& w) {
+  Context& ctx = q.ctx();
+  Tensor y = ctx.empty(v.shape(), v.dtype());
+  kernels::ssd(ctx, q.value(), k.value(), v.value(), log_a.value(), w.value(), y);
+  return q.tape().record(Op::ssd, y, {q, k, v, log_a, w}, [=](Backward& b) {
+    Tensor dq = b.destination(q.ref()), dk = b.destination(k.ref()), dv = b.destination(v.ref()),
+           dlog_a = b.destination(log_a.ref()), dw = b.destination(w.ref());
+    kernels::ssd_backward(b.ctx(), q.value(), k.value(), v.value(), log_a.value(), w.value(), b.dy(), dq, dk,
+                          dv, dlog_a, dw);
+    b.commit(q.ref(), dq), b.commit(k.ref(), dk), b.commit(v.ref(), dv);
+    b.commit(log_a.ref(), dlog_a), b.commit(w.ref(), dw);
+  });
+}
+
 }  // namespace eigentrace

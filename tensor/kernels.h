@@ -166,5 +166,21 @@ void softmax_attention(Context& ctx, const Tensor& q, const Tensor& k, const Ten
 void softmax_attention_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
                                 const Tensor& y, const Tensor& lse, const Tensor& dy, double scale,
                                 double dropout, uint32_t op, Tensor& dq, Tensor& dk, Tensor& dv);
+/// S_i = exp(log_a_i) S_{i−1} + w_i k_i v_iᵀ, y_i = q_i S_i; log_a [B, T, H], [H] or undefined, w likewise
+/// [B, T, H]
+void ssd(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_a,
+         const Tensor& w, Tensor& y);
+void ssd_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_a,
+                  const Tensor& w, const Tensor& dy, Tensor& dq, Tensor& dk, Tensor& dv, Tensor& dlog_a,
+                  Tensor& dw);
+/// log_eta_i = log(q_i · Σ_{j≤i} k_j), running sums in the element type; q, k [B, T, H, N], log_eta [B, T, H]
+/// dense
+void attention_normaliser(Context& ctx, const Tensor& q, const Tensor& k, Tensor& log_eta);
+void attention_normaliser_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& log_eta,
+                                   const Tensor& dlog_eta, Tensor& dq, Tensor& dk);
+void divide_by_eta(Context& ctx, const Tensor& y, const Tensor& log_eta, Tensor& out);  ///< y_i exp(−log η_i)
+/// dy = dout exp(−log η), dlog_eta_i = −dout_i·out_i
+void divide_by_eta_backward(Context& ctx, const Tensor& out, const Tensor& log_eta, const Tensor& dout,
+                            Tensor& dy, Tensor& dlog_eta);
 
 }  // namespace eigentrace::kernels
