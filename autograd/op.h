@@ -37,6 +37,13 @@ namespace eigentrace {
   X(attention_normaliser, "log η_i = log(q_i · Σ_{j≤i} k_j)")             \
   X(divide_by_eta, "y_i exp(−log η_i)")                                   \
   X(norm_scale, "s y_i exp(−f(n_i + o))")                                 \
+  /* ops_scan.h */                                                        \
+  X(complex_parts, "[re, im] on the last axis → a pair")                  \
+  X(diagonal_scan, "h_i = λ h_{i−1} + x_i, complex")                      \
+  X(s5_discretise, "log λ and B's factor, from Λ and Δ")                  \
+  X(selective_scan, "h_i = exp(δ_i A) h_{i−1} + δ_i x_i B_i")             \
+  X(s4_kernel, "K = Re IFFT(Cauchy sums of Λ, P, B, C)")                  \
+  X(fft_convolution, "y_t = Σ_{j≤t} K_j u_{t−j} + D u_t")                 \
   /* ops_loss.h */                                                        \
   X(cross_entropy, "Σ_m w_m (log Σ exp(z_m) − z_m[label_m]) / count")     \
   X(vocabulary_head, "cross_entropy(x Wᵀ + b) at the labelled rows only") \

@@ -6,7 +6,7 @@ namespace eigentrace {
 
 std::vector<OpCase> op_cases() {
   std::vector<OpCase> all;
-  for (auto* theme : {op_cases_shape, op_cases_pointwise, op_cases_norm, op_cases_sequence}) {
+  for (auto* theme : {op_cases_shape, op_cases_pointwise, op_cases_norm, op_cases_sequence, op_cases_scan}) {
     std::vector<OpCase> cases = theme();
     all.insert(all.end(), std::make_move_iterator(cases.begin()), std::make_move_iterator(cases.end()));
   }

@@ -37,6 +37,7 @@ std::vector<OpCase> op_cases_shape();
 std::vector<OpCase> op_cases_pointwise();
 std::vector<OpCase> op_cases_norm();
 std::vector<OpCase> op_cases_sequence();
+std::vector<OpCase> op_cases_scan();
 
 /// Gradient check of one case. Error: the case's function throws.
 GradcheckReport check_case(Context& ctx, const OpCase& op_case, uint64_t seed);

@@ -183,4 +183,52 @@ void divide_by_eta(Context& ctx, const Tensor& y, const Tensor& log_eta, Tensor&
 void divide_by_eta_backward(Context& ctx, const Tensor& out, const Tensor& log_eta, const Tensor& dout,
                             Tensor& dy, Tensor& dlog_eta);
 
+// --- scans and long convolutions (kernels/{diagonal_scan,selective_scan,s4_kernel,fft_convolution,…}.cu)
+// Complex rows are [re, im]: 2N numbers. Outputs of backward kernels may be undefined (not wanted) unless
+// said otherwise.
+/// h_i = λ h_{i−1} + x_i, λ = exp(log_abs + i arg); backwards in time if reverse. x, h [B,T,2N]; λ [N] dense.
+void diagonal_scan(Context& ctx, const Tensor& x, const Tensor& log_abs, const Tensor& arg, bool reverse,
+                   Tensor& h);
+void diagonal_scan_backward(Context& ctx, const Tensor& h, const Tensor& log_abs, const Tensor& arg,
+                            bool reverse, const Tensor& dh, Tensor& dx, Tensor& dlog_abs, Tensor& darg);
+
+/// Continuous to discrete: w = log λ and the input's factor f of S5, Re Λ clipped to ≤ −1e−4 if clip. All [N]
+/// dense; gradients all defined.
+struct Discretisation {
+  bool bilinear, clip;
+};
+void s5_discretise(Context& ctx, Discretisation how, const Tensor& lambda_re, const Tensor& lambda_im,
+                   const Tensor& log_step, Tensor& log_abs, Tensor& arg, Tensor& f_re, Tensor& f_im);
+/// dy: gradients of log_abs, arg, f_re, f_im; dx: of lambda_re, lambda_im, log_step.
+void s5_discretise_backward(Context& ctx, Discretisation how, const Tensor& lambda_re,
+                            const Tensor& lambda_im, const Tensor& log_step, const Tensor (&dy)[4],
+                            Tensor (&dx)[3]);
+
+/// Operands of the selective scan, or their gradients.
+struct SelectiveScan {
+  Tensor x, delta;  ///< [B,T,E]
+  Tensor a_log;     ///< [E,S] dense
+  Tensor b, c;      ///< [B,T,S]
+  Tensor d;         ///< [E] dense
+};
+/// Shape of the states kept for the backward pass.
+Shape selective_scan_boundary(const Tensor& x, const Tensor& b);
+void selective_scan(Context& ctx, const SelectiveScan& in, Tensor& y,
+                    Tensor& boundary);  ///< boundary may be undefined
+void selective_scan_backward(Context& ctx, const SelectiveScan& in, const Tensor& boundary, const Tensor& dy,
+                             SelectiveScan& gradient);
+
+/// Parameters of S4 as stored, or their gradients: [N,D], [N,D,2] and [1,D], dense.
+struct S4Parameters {
+  Tensor lambda_re, lambda_im, p, b, c, log_step;
+};
+void s4_kernel(Context& ctx, const S4Parameters& in, Tensor& k);  ///< k [D,L] dense
+/// Gradients all defined.
+void s4_kernel_backward(Context& ctx, const S4Parameters& in, const Tensor& dk, S4Parameters& gradient);
+
+/// y_t = Σ_{j≤t} K_j u_{t−j} + D u_t. u, y [B,T,D]; k [D,L] dense; d [D] dense or undefined.
+void fft_convolution(Context& ctx, const Tensor& u, const Tensor& k, const Tensor& d, Tensor& y);
+void fft_convolution_backward(Context& ctx, const Tensor& u, const Tensor& k, const Tensor& d,
+                              const Tensor& dy, Tensor& du, Tensor& dk, Tensor& dd);
+
 }  // namespace eigentrace::kernels

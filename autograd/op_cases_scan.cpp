@@ -1,0 +1,98 @@
+#include "autograd/op_cases.h"
+#include "autograd/ops_scan.h"
+
+namespace eigentrace {
+namespace {
+
+using Values = std::vector<Var>;
+
+OpInstance diagonal_scan_instance(bool reverse, uint64_t seed, Device device) {
+  Rng rng(seed);
+  const int64_t b = odd_size(rng, 7), t = odd_size(rng, 7), n = odd_size(rng, 63);
+  // x is a part of a wider tensor, as after the one GEMM that makes [re, im]
+  return {[reverse, n](Tape&, const Values& in) {
+            return Values{diagonal_scan(split(in[0], {3, 2 * n})[1], in[1], in[2], reverse)};
+          },
+          {normal_tensor(rng, {b, t, 3 + 2 * n}, device), uniform_tensor(rng, {n}, -1, -1e-3, device),
+           uniform_tensor(rng, {n}, -3.1, 3.1, device)},
+          {"x", "log_abs", "arg"}};
+}
+
+OpInstance s5_discretise_instance(bool bilinear, uint64_t seed, Device device) {
+  Rng rng(seed);
+  const int64_t n = odd_size(rng, 63);
+  return {[bilinear](Tape&, const Values& in) {
+            const Discretised d = s5_discretise(in[0], in[1], in[2], bilinear, true);
+            return Values{d.log_abs, d.arg, d.factor.re, d.factor.im};
+          },
+          {uniform_tensor(rng, {n}, -1, -0.1, device), uniform_tensor(rng, {n}, -20, 20, device),
+           uniform_tensor(rng, {n, 1}, -6, -2, device)},
+          {"lambda_re", "lambda_im", "log_step"}};
+}
+
+OpInstance selective_scan_instance(uint64_t seed, Device device) {
+  Rng rng(seed);
+  const int64_t b = odd_size(rng, 2), t = odd_size(rng, 63), e = odd_size(rng, 63), s = odd_size(rng, 7);
+  return {[s](Tape&, const Values& in) {
+            const Values parts = split(in[3], {2, s, s});  // B and C as cut from one projection
+            return Values{selective_scan(in[0], in[1], in[2], parts[1], parts[2], in[4])};
+          },
+          {normal_tensor(rng, {b, t, e}, device), uniform_tensor(rng, {b, t, e}, 0.01, 1, device),
+           uniform_tensor(rng, {e, s}, -1, 1, device), normal_tensor(rng, {b, t, 2 + 2 * s}, device),
+           normal_tensor(rng, {e}, device)},
+          {"x", "delta", "a_log", "b, c", "d"}};
+}
+
+OpInstance s4_kernel_instance(uint64_t seed, Device device) {
+  Rng rng(seed);
+  const int64_t n = odd_size(rng, 7), d = odd_size(rng, 7), length = odd_size(rng);
+  return {[length](Tape&, const Values& in) {
+            return Values{s4_kernel(in[0], in[1], in[2], in[3], in[4], in[5], length)};
+          },
+          {uniform_tensor(rng, {n, d}, -1, -0.1, device), normal_tensor(rng, {n, d}, device),
+           normal_tensor(rng, {n, d, 2}, device), normal_tensor(rng, {n, d, 2}, device),
+           normal_tensor(rng, {n, d, 2}, device), uniform_tensor(rng, {1, d}, -4, -2, device)},
+          {"lambda_re", "lambda_im", "p", "b", "c", "log_step"}};
+}
+
+OpInstance fft_convolution_instance(uint64_t seed, Device device) {
+  Rng rng(seed);
+  const int64_t b = odd_size(rng, 7), t = odd_size(rng), d = odd_size(rng, 63);
+  return {[](Tape&, const Values& in) { return Values{fft_convolution(in[0], in[1], in[2])}; },
+          {normal_tensor(rng, {b, t, d}, device), uniform_tensor(rng, {d, t}, -0.2, 0.2, device),
+           normal_tensor(rng, {d}, device)},
+          {"u", "k", "d"}};
+}
+
+OpInstance complex_parts_instance(uint64_t seed, Device device) {
+  Rng rng(seed);
+  const Shape shape = {odd_size(rng, 7), odd_size(rng, 7), 2};
+  return {[](Tape&, const Values& in) {
+            const Complex z = complex_parts(in[0]), square = z * conj(z) + z * z;
+            return Values{packed(square)};
+          },
+          {normal_tensor(rng, shape, device)},
+          {"z"}};
+}
+
+}  // namespace
+
+std::vector<OpCase> op_cases_scan() {
+  const auto scan = [](bool reverse) {
+    return [reverse](uint64_t seed, Device device) { return diagonal_scan_instance(reverse, seed, device); };
+  };
+  const auto discretise = [](bool bilinear) {
+    return
+        [bilinear](uint64_t seed, Device device) { return s5_discretise_instance(bilinear, seed, device); };
+  };
+  return {{"complex_parts: z conj(z) + z²", Op::complex_parts, complex_parts_instance},
+          {"diagonal_scan: forwards", Op::diagonal_scan, scan(false)},
+          {"diagonal_scan: backwards", Op::diagonal_scan, scan(true)},
+          {"s5_discretise: zero-order hold", Op::s5_discretise, discretise(false)},
+          {"s5_discretise: bilinear", Op::s5_discretise, discretise(true)},
+          {"selective_scan", Op::selective_scan, selective_scan_instance},
+          {"s4_kernel", Op::s4_kernel, s4_kernel_instance},
+          {"fft_convolution", Op::fft_convolution, fft_convolution_instance}};
+}
+
+}  // namespace eigentrace
