@@ -71,8 +71,11 @@ Tensor Tensor::reshape(const Shape& shape) const {
   while (new_axis >= 0 && shape[new_axis] == 1) view.strides_[new_axis--] = 1;
   while (old_axis >= 0) {
     int64_t run = shape_[old_axis], stride = strides_[old_axis], left = 1;
-    while (old_axis > 0 &&
-           (shape_[old_axis - 1] == 1 || strides_[old_axis - 1] == shape_[old_axis] * strides_[old_axis]))
+    if (run == 1) {  // its stride means nothing
+      --old_axis;
+      continue;
+    }
+    while (old_axis > 0 && (shape_[old_axis - 1] == 1 || strides_[old_axis - 1] == run * stride))
       --old_axis, run *= shape_[old_axis];
     --old_axis;
     while (new_axis >= 0 && left * shape[new_axis] <= run) {
