@@ -191,8 +191,8 @@ BpeTokenizer::BpeTokenizer(std::string_view encoder_json, std::string_view vocab
 }
 
 BpeTokenizer BpeTokenizer::from_folder(const std::filesystem::path& folder) {
-  const std::string encoder = read_file(folder / "encoder.json", kSource);
-  return BpeTokenizer(encoder, read_file(folder / "vocab.bpe", kSource), folder.string());
+  const std::string encoder = read_data(folder / "encoder.json", kSource);
+  return BpeTokenizer(encoder, read_data(folder / "vocab.bpe", kSource), folder.string());
 }
 
 const BpeTokenizer::Merge* BpeTokenizer::find_merge(int32_t left, int32_t right) const {

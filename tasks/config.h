@@ -6,14 +6,23 @@
 #include <variant>
 #include <vector>
 
+#include "tasks/cifar.h"
+#include "tasks/imdb.h"
 #include "tasks/listops.h"
+#include "tasks/mad.h"
+#include "tasks/mnist.h"
 #include "tasks/mqar.h"
+#include "tasks/pathfinder.h"
+#include "tasks/retrieval.h"
+#include "tasks/synthetic.h"
 #include "tasks/task.h"
 #include "tasks/wikitext.h"
 
 namespace eigentrace {
 
-using TaskConfig = std::variant<MqarConfig, ListOpsConfig, WikiTextConfig>;
+using TaskConfig = std::variant<MqarConfig, CifarConfig, ImdbConfig, ListOpsConfig, WikiTextConfig,
+                                RetrievalConfig, PathfinderConfig, MnistConfig, MadConfig, CopyConfig,
+                                DelayConfig, ParityConfig, ModularConfig, InductionConfig>;
 
 /// The task a configuration describes. Errors: sizes that do not fit (usage), missing or wrong files.
 std::unique_ptr<Task> make_task(const TaskConfig& config);

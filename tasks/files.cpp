@@ -1,30 +1,11 @@
 #include "tasks/files.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <cerrno>
-#include <cstring>
 
 #include "tensor/error.h"
+#include "tensor/io/file.h"
 
 namespace eigentrace {
-
-namespace {
-
-struct Descriptor {
-  explicit Descriptor(int descriptor) : fd(descriptor) {}
-  ~Descriptor() {
-    if (fd >= 0) close(fd);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  int fd;
-};
-
-}  // namespace
 
 void fail_data(const std::filesystem::path& file, const std::string& problem, const DataSource& source) {
   std::string message = fmt::format("{}: {}", file.string(), problem);
@@ -35,23 +16,11 @@ void fail_data(const std::filesystem::path& file, const std::string& problem, co
   fail(message);
 }
 
-std::string read_file(const std::filesystem::path& file, const DataSource& source) {
-  const Descriptor in(open(file.c_str(), O_RDONLY | O_CLOEXEC));
-  if (in.fd < 0) fail_data(file, fmt::format("cannot be opened ({})", std::strerror(errno)), source);
-  struct stat info {};
-  if (fstat(in.fd, &info) != 0 || !S_ISREG(info.st_mode))
+std::string read_data(const std::filesystem::path& file, const DataSource& source) {
+  std::error_code ignored;
+  if (!std::filesystem::is_regular_file(file, ignored))
     fail_data(file, "expected a file, found none", source);
-  std::string bytes(static_cast<size_t>(info.st_size), '\0');
-  size_t done = 0;
-  while (done < bytes.size()) {
-    const ssize_t n = read(in.fd, bytes.data() + done, bytes.size() - done);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) fail_data(file, fmt::format("cannot be read ({})", std::strerror(errno)), source);
-    if (n == 0) break;  // it became shorter meanwhile
-    done += static_cast<size_t>(n);
-  }
-  bytes.resize(done);
-  return bytes;
+  return read_file(file.string(), uint64_t{1} << 36);
 }
 
 std::filesystem::path find_data(const std::string& data_dir, const std::vector<std::string>& candidates,
@@ -68,28 +37,8 @@ std::filesystem::path find_data(const std::string& data_dir, const std::vector<s
 }
 
 void write_file(const std::filesystem::path& file, std::string_view bytes) {
-  std::error_code ignored;
-  if (file.has_parent_path()) std::filesystem::create_directories(file.parent_path(), ignored);
-  const std::string beside = fmt::format("{}.{}.part", file.string(), getpid());
-  const auto give_up = [&](const char* what) {
-    const int reason = errno;
-    unlink(beside.c_str());
-    fail(fmt::format("{}: cannot be {} ({}); is the folder writable and the disk not full?", file.string(),
-                     what, std::strerror(reason)));
-  };
-  {
-    const Descriptor out(open(beside.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
-    if (out.fd < 0) give_up("created");
-    size_t done = 0;
-    while (done < bytes.size()) {
-      const ssize_t n = write(out.fd, bytes.data() + done, bytes.size() - done);
-      if (n < 0 && errno == EINTR) continue;
-      if (n <= 0) give_up("written");
-      done += static_cast<size_t>(n);
-    }
-    if (fsync(out.fd) != 0) give_up("written");
-  }
-  if (rename(beside.c_str(), file.c_str()) != 0) give_up("put in place");
+  if (file.has_parent_path()) ensure_directory(file.parent_path().string());
+  write_atomically(file.string(), bytes);
 }
 
 std::vector<std::string_view> split_lines(std::string_view text) {

@@ -20,14 +20,14 @@ struct DataSource {
 [[noreturn]] void fail_data(const std::filesystem::path& file, const std::string& problem,
                             const DataSource& source);
 
-/// All bytes of a file. Errors: missing, a folder, unreadable.
-std::string read_file(const std::filesystem::path& file, const DataSource& source);
+/// All bytes of a file of the set. Errors: missing, a folder, unreadable.
+std::string read_data(const std::filesystem::path& file, const DataSource& source);
 
 /// The first of `candidates` (relative to data_dir) that exists; an error that names them all otherwise.
 std::filesystem::path find_data(const std::string& data_dir, const std::vector<std::string>& candidates,
                                 const DataSource& source);
 
-/// Writes beside the target, flushes to disk, renames: a full disk leaves no half-written file.
+/// Writes a file whole or not at all, making its folder first.
 void write_file(const std::filesystem::path& file, std::string_view bytes);
 
 /// Lines of a text with their ends (LF, CR LF) removed. Nothing follows a last line end.

@@ -68,7 +68,7 @@ class ListOps final : public SequenceTask {
       const char* names[3] = {"basic_train.tsv", "basic_val.tsv", "basic_test.tsv"};
       for (int s = 0; s < 3; ++s) {
         const auto path = find_data(c_.data_dir, {names[s]}, kSource);
-        rows_[s] = parse_listops_tsv(read_file(path, kSource), path.string());
+        rows_[s] = parse_listops_tsv(read_data(path, kSource), path.string());
         sizes_[s] = static_cast<int64_t>(rows_[s].size());
       }
       for (const ListOpsRow& row : rows_[0]) count_codes(row.codes, count);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <random>
 #include <utility>
 
 #include "tensor/error.h"
@@ -25,6 +26,14 @@ std::vector<int64_t> permutation(uint64_t seed, uint64_t epoch, int64_t n) {
   std::iota(order.begin(), order.end(), 0);
   Rng rng(seed, kOrders | epoch);
   for (int64_t i = n - 1; i > 0; --i) std::swap(order[i], order[rng.below(static_cast<uint32_t>(i + 1))]);
+  return order;
+}
+
+std::vector<int64_t> published_permutation(uint64_t seed, int64_t n) {
+  std::vector<int64_t> order(n);
+  std::iota(order.begin(), order.end(), 0);
+  std::mt19937 words(static_cast<uint32_t>(seed));
+  for (int64_t i = 0; i + 1 < n; ++i) std::swap(order[i], order[i + words() % static_cast<uint64_t>(n - i)]);
   return order;
 }
 

@@ -18,6 +18,10 @@ Rng example_rng(uint64_t seed, Split split, int64_t index, int part = 0);
 /// A uniform permutation of 0..n-1, n < 2^32, a pure function of (seed, epoch).
 std::vector<int64_t> permutation(uint64_t seed, uint64_t epoch, int64_t n);
 
+/// The order in which the published loaders shuffle a data set before they cut off its validation part:
+/// PyTorch's randperm on the CPU, a Fisher–Yates shuffle from the front by MT19937 (n < 2^32 / 20).
+std::vector<int64_t> published_permutation(uint64_t seed, int64_t n);
+
 /// Fills `out` with a uniform ordered sample without replacement from 0..population-1, population ≥
 /// out.size(). Fisher–Yates of the first places only, undone afterwards: O(out.size()), not O(population).
 void sample_distinct(Rng& rng, int64_t population, std::span<int32_t> out);

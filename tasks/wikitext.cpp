@@ -88,7 +88,7 @@ class WikiText final : public Task {
   }
 
   void load(const std::filesystem::path& file, Part& part) {
-    const std::string text = read_file(file, kSource);
+    const std::string text = read_data(file, kSource);
     // The key holds whatever the tokens depend on: the text and the vocabulary, both by content.
     uint64_t key = digest(text);
     for (int64_t id = 0; id < tokenizer_.vocabulary(); ++id) key = digest(tokenizer_.bytes(id), key);
@@ -98,7 +98,7 @@ class WikiText final : public Task {
     if (!cache.empty()) cache /= fmt::format("{}.{:016x}.tokens", file.filename().string(), key);
     std::error_code ignored;
     const bool cached = !cache.empty() && std::filesystem::exists(cache, ignored) &&
-                        read_tokens(read_file(cache, kSource), key, part.text);
+                        read_tokens(read_data(cache, kSource), key, part.text);
     if (!cached) {
       part.text = tokenise_lines(text, tokenizer_, file.string());
       if (!cache.empty()) {

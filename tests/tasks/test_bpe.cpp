@@ -40,7 +40,7 @@ std::string error_of(F&& f) {
 
 TEST_CASE("bpe: the published ids of texts with every oddity come out exactly, and back") {
   const BpeTokenizer tokenizer = BpeTokenizer::from_folder(kFolder);
-  const std::string golden = read_file(kFolder + "/golden.txt", kNone);
+  const std::string golden = read_data(kFolder + "/golden.txt", kNone);
   BpeTokenizer::Cache cache;
   int lines = 0;
   for (std::string_view line : split_lines(golden)) {
@@ -85,8 +85,8 @@ TEST_CASE("bpe: long runs are encoded in reasonable time") {
 }
 
 TEST_CASE("bpe: wrong files and texts are errors that say where") {
-  const std::string encoder = read_file(kFolder + "/encoder.json", kNone);
-  const std::string merges = read_file(kFolder + "/vocab.bpe", kNone);
+  const std::string encoder = read_data(kFolder + "/encoder.json", kNone);
+  const std::string merges = read_data(kFolder + "/vocab.bpe", kNone);
   const auto error = [](const std::string& json, const std::string& bpe) {
     return error_of([&] { BpeTokenizer(json, bpe, "dir"); });
   };
