@@ -30,7 +30,7 @@ class Cifar final : public Task {
       fail_usage("cifar: permute: transpose makes two features a step, tokens are one; use tokenize: False");
     if (!(c_.val_split >= 0 && c_.val_split < 1))
       fail_usage(fmt::format("cifar: val_split: expected 0 to 1 (exclusive), found {}", c_.val_split));
-    order_ = scan_order(transpose_ ? "" : c_.permute, 32);
+    order_ = scan_order(transpose_ ? "" : c_.permute.value_or(""), 32);
     for (const char* name :
          {"data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin"})
       load(name, train_);

@@ -4,6 +4,7 @@
 //   input   59 43 50 68 98 …     grey levels in scan order, as tokens or normalised floats
 //   label   6                    (frog)
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "tasks/task.h"
@@ -16,7 +17,7 @@ struct CifarConfig {
   std::string data_dir = "data";
   bool grayscale = false;
   bool tokenize = false;
-  std::string permute;
+  std::optional<std::string> permute;
   double val_split = 0.1;
   uint64_t seed = 42;
 };

@@ -37,14 +37,21 @@ void visit_fields(V& v, ListOpsConfig& c) {
   v("data_dir", c.data_dir, "folder of basic_train.tsv, basic_val.tsv, basic_test.tsv; empty: generate");
   v("fixed_size", c.fixed_size, "pad to l_max always, else to the longest of the batch");
   v("l_max", c.l_max, "longest sequence, <eos> included; longer ones are cut");
-  v("max_depth", c.max_depth, "depth at which only digits stand (the root is 1); generator only");
-  v("max_args", c.max_args, "most arguments of an operator; generator only");
-  v("min_length", c.min_length, "expressions must have more symbols; generator only");
-  v("max_length", c.max_length, "expressions must have fewer symbols; generator only");
-  v("num_train_examples", c.num_train_examples, "generator only");
-  v("num_validation_examples", c.num_validation_examples, "generator only");
-  v("num_test_examples", c.num_test_examples, "generator only");
-  v("seed", c.seed, "data seed, not the run's");
+  v("max_depth", c.max_depth, "depth at which only digits stand (the root is 1)", c.data_dir.empty(),
+    "the examples come from data_dir");
+  v("max_args", c.max_args, "most arguments of an operator", c.data_dir.empty(),
+    "the examples come from data_dir");
+  v("min_length", c.min_length, "expressions must have more symbols", c.data_dir.empty(),
+    "the examples come from data_dir");
+  v("max_length", c.max_length, "expressions must have fewer symbols", c.data_dir.empty(),
+    "the examples come from data_dir");
+  v("num_train_examples", c.num_train_examples, "training examples", c.data_dir.empty(),
+    "the examples come from data_dir");
+  v("num_validation_examples", c.num_validation_examples, "validation examples", c.data_dir.empty(),
+    "the examples come from data_dir");
+  v("num_test_examples", c.num_test_examples, "test examples", c.data_dir.empty(),
+    "the examples come from data_dir");
+  v("seed", c.seed, "data seed, not the run's", c.data_dir.empty(), "the examples come from data_dir");
 }
 
 /// Errors: sizes no expression can have (usage); missing or wrong files.

@@ -61,12 +61,17 @@ void visit_fields(V& v, MadConfig& c) {
   v("seq_len", c.seq_len, "length; 0: the task's baseline");
   v("num_train_examples", c.num_train_examples, "0: the task's baseline");
   v("num_test_examples", c.num_test_examples, "evaluation examples, also of the validation split");
-  v("frac_noise", c.frac_noise, "noisy recall: probability that a pair is noise");
-  v("noise_vocab_size", c.noise_vocab_size, "noisy recall: how many of the last ids are noise");
-  v("k_motif_size", c.k_motif_size, "fuzzy recall: longest key");
-  v("v_motif_size", c.v_motif_size, "fuzzy recall: longest value");
-  v("num_tokens_to_copy", c.num_tokens_to_copy, "selective copying: tokens");
-  v("map_seed", c.map_seed, "memorization: seed of the map");
+  v("frac_noise", c.frac_noise, "noisy recall: probability that a pair is noise",
+    c.task == "noisy-in-context-recall", "the task has no noise");
+  v("noise_vocab_size", c.noise_vocab_size, "noisy recall: how many of the last ids are noise",
+    c.task == "noisy-in-context-recall", "the task has no noise");
+  v("k_motif_size", c.k_motif_size, "fuzzy recall: longest key", c.task == "fuzzy-in-context-recall",
+    "the task has no motifs");
+  v("v_motif_size", c.v_motif_size, "fuzzy recall: longest value", c.task == "fuzzy-in-context-recall",
+    "the task has no motifs");
+  v("num_tokens_to_copy", c.num_tokens_to_copy, "selective copying: tokens", c.task == "selective-copying",
+    "the task copies nothing");
+  v("map_seed", c.map_seed, "memorization: seed of the map", c.task == "memorization", "the task has no map");
   v("seed", c.seed, "data seed, not the run's");
 }
 

@@ -38,7 +38,8 @@ void visit_fields(V& v, MqarConfig& c) {
   v("train_power_a", c.train_power_a, "a of the slot law a (g+1)^(a-1) in training");
   v("test_power_a", c.test_power_a, "a in validation and test");
   v("num_train_examples", c.num_train_examples, "training examples");
-  v("num_validation_examples", c.num_validation_examples, "validation examples (none with published_split)");
+  v("num_validation_examples", c.num_validation_examples, "validation examples", !c.published_split,
+    "published_split has no validation split");
   v("num_test_examples", c.num_test_examples, "test examples");
   v("random_non_queries", c.random_non_queries, "uniform tokens where no query stands (false: token 0)");
   v("published_split", c.published_split, "test example k has the keys of training example k, as published");

@@ -33,17 +33,25 @@ template <class V>
 void visit_fields(V& v, PathfinderConfig& c) {
   v("data_dir", c.data_dir, "folder of pathfinder32 (or of the level's folder); empty: draw the images");
   v("level", c.level,
-    "folder of the difficulty: curv_baseline, curv_contour_length_9 or curv_contour_length_14");
+    "folder of the difficulty: curv_baseline, curv_contour_length_9 or curv_contour_length_14",
+    !c.data_dir.empty(), "the images are drawn, not read");
   v("tokenize", c.tokenize, "grey levels as tokens 0..255, else normalised floats");
-  v("val_split", c.val_split, "share of the published images held out for validation");
-  v("test_split", c.test_split, "share of the published images held out for testing");
+  v("val_split", c.val_split, "share of the published images held out for validation", !c.data_dir.empty(),
+    "the images are drawn, not read");
+  v("test_split", c.test_split, "share of the published images held out for testing", !c.data_dir.empty(),
+    "the images are drawn, not read");
   v("seed", c.seed, "of the split of the published images, or of the drawn ones");
   v("resolution", c.resolution, "pixels a side (published: 32)");
-  v("contour_length", c.contour_length, "dashes of a path: the difficulty; drawn images only");
-  v("distractors", c.distractors, "short paths that are put in where there is room; drawn images only");
-  v("num_train_examples", c.num_train_examples, "drawn images only");
-  v("num_validation_examples", c.num_validation_examples, "drawn images only");
-  v("num_test_examples", c.num_test_examples, "drawn images only");
+  v("contour_length", c.contour_length, "dashes of a path: the difficulty", c.data_dir.empty(),
+    "the examples come from data_dir");
+  v("distractors", c.distractors, "short paths that are put in where there is room", c.data_dir.empty(),
+    "the examples come from data_dir");
+  v("num_train_examples", c.num_train_examples, "training examples", c.data_dir.empty(),
+    "the examples come from data_dir");
+  v("num_validation_examples", c.num_validation_examples, "validation examples", c.data_dir.empty(),
+    "the examples come from data_dir");
+  v("num_test_examples", c.num_test_examples, "test examples", c.data_dir.empty(),
+    "the examples come from data_dir");
 }
 
 /// Errors: sizes that cannot be drawn (usage); missing folders, wrong metadata.

@@ -15,7 +15,7 @@ namespace {
 
 // In pixels. A dash and the gap after it make a step; paths keep so far apart that no gap is wider than the
 // way to the next path.
-constexpr double kDash = 1.4, kGap = 1.6, kHalfWidth = 0.5, kApart = 3.2, kBorder = 2.0, kDot = 1.3;
+constexpr double kDash = 1.7, kGap = 1.3, kHalfWidth = 0.5, kApart = 3.7, kBorder = 2.0, kDot = 1.3;
 constexpr double kTurn = 0.55;  // largest turn from dash to dash, radians
 
 struct Point {
