@@ -37,4 +37,39 @@ Var ssd(const Var& q, const Var& k, const Var& v, const Var& log_a, const Var& w
   });
 }
 
+Var attention_normaliser(const Var& q, const Var& k) {
+  if (q.rank() != 4) fail("attention_normaliser: q [B, T, H, N] expected, found " + to_string(q.value()));
+  Tensor log_eta = q.ctx().empty(q.shape().without(3), q.dtype());
+  kernels::attention_normaliser(q.ctx(), q.value(), k.value(), log_eta);
+  return q.tape().record(Op::attention_normaliser, log_eta, {q, k}, [=](Backward& b) {
+    Tensor dq = b.destination(q.ref()), dk = b.destination(k.ref());
+    kernels::attention_normaliser_backward(b.ctx(), q.value(), k.value(), log_eta, b.dy(), dq, dk);
+    b.commit(q.ref(), dq), b.commit(k.ref(), dk);
+  });
+}
+
+Var divide_by_eta(const Var& y, const Var& log_eta) {
+  Tensor out = y.ctx().empty(y.shape(), y.dtype());
+  kernels::divide_by_eta(y.ctx(), y.value(), log_eta.value(), out);
+  return y.tape().record(
+      Op::divide_by_eta, out, {y.ref(), log_eta.ref()}, [y = y.ref(), log_eta, out](Backward& b) {
+        Tensor dy = b.destination(y), dlog_eta = b.destination(log_eta.ref());
+        kernels::divide_by_eta_backward(b.ctx(), out, log_eta.value(), b.dy(), dy, dlog_eta);
+        b.commit(y, dy), b.commit(log_eta.ref(), dlog_eta);
+      });
+}
+
+NormScaled norm_scale(const Var& y, NormFunction f, const Var& n, const Var& offset, double scale) {
+  Context& ctx = y.ctx();
+  Tensor out = ctx.empty(y.shape(), y.dtype()), log_eta = ctx.empty(n.shape(), n.dtype());
+  kernels::norm_scale(ctx, y.value(), f, n.value(), offset.value(), scale, out, log_eta);
+  const Var result = y.tape().record(Op::norm_scale, out, {y, n, offset}, [=](Backward& b) {
+    Tensor dy = b.destination(y.ref()), dn = b.destination(n.ref()), doffset = b.destination(offset.ref());
+    kernels::norm_scale_backward(b.ctx(), y.value(), f, n.value(), offset.value(), scale, b.dy(), dy, dn,
+                                 doffset);
+    b.commit(y.ref(), dy), b.commit(n.ref(), dn), b.commit(offset.ref(), doffset);
+  });
+  return {result, log_eta};
+}
+
 }  // namespace eigentrace

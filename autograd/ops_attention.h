@@ -1,6 +1,7 @@
 #pragma once
 // The kernels that carry the attention families and Mamba-2.
 #include "autograd/tape.h"
+#include "tensor/kernels.h"
 
 namespace eigentrace {
 
@@ -25,10 +26,10 @@ Var attention_normaliser(const Var& q, const Var& k);
 /// y_i exp(−log η_i): y [B,T,H,P], log_eta [B,T,H].
 Var divide_by_eta(const Var& y, const Var& log_eta);
 
-enum class NormFunction : unsigned char { exp, elu, softplus, sigmoid };
+using kernels::NormFunction;  // exp, elu, softplus, sigmoid
 struct NormScaled {
   Var y;           ///< [B,T,H,P]
-  Tensor log_eta;  ///< [B,T,H], f(n + o)
+  Tensor log_eta;  ///< [B,T,H], f(n + o), at most the largest finite number
 };
 /// y_i ← scale · exp(−f(n_i + o)) y_i. y [B,T,H,P], n [B,T,H], offset [H] or undefined. The factor and its
 /// derivative never form ∞·0 (for f = exp the derivative is −exp(x − eˣ)); factors that underflow are exactly

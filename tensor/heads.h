@@ -3,6 +3,7 @@
 #include <omp.h>
 
 #include <string>
+#include <type_traits>
 
 #include "tensor/blas.h"
 #include "tensor/error.h"
@@ -30,6 +31,23 @@ Heads<T> heads_of(const Tensor& x, const char* what) {
   return {x.data<T>(), x.stride(0), x.dim(1) <= 1 ? std::max<int64_t>(x.dim(3), 1) : x.stride(1),
           x.stride(2)};
 }
+
+/// A number per step and head: [B, T, H], or [H] (strides 0), or absent.
+template <class T>
+struct PerStep {
+  T* data = nullptr;
+  int64_t batch = 0, time = 0, head = 0;
+
+  explicit PerStep(const Tensor& x) {
+    if (!x.defined()) return;
+    data = x.data<std::remove_const_t<T>>();
+    if (x.rank() == 1)
+      head = x.stride(0);
+    else
+      batch = x.stride(0), time = x.stride(1), head = x.stride(2);
+  }
+  T& at(int64_t b, int64_t t, int64_t h) const { return data[b * batch + t * time + h * head]; }
+};
 
 /// Scratch for each thread: `elements` apart.
 template <class T>

@@ -182,6 +182,14 @@ void divide_by_eta(Context& ctx, const Tensor& y, const Tensor& log_eta, Tensor&
 /// dy = dout exp(−log η), dlog_eta_i = −dout_i·out_i
 void divide_by_eta_backward(Context& ctx, const Tensor& out, const Tensor& log_eta, const Tensor& dout,
                             Tensor& dy, Tensor& dlog_eta);
+/// The four normalisers of norm attention, f in exp(−f(x)).
+enum class NormFunction : unsigned char { exp, elu, softplus, sigmoid };
+/// log_eta = f(n + offset), at most the largest finite number; out = scale exp(−log_eta) y. offset [H] or
+/// undefined, log_eta dense
+void norm_scale(Context& ctx, const Tensor& y, NormFunction f, const Tensor& n, const Tensor& offset,
+                double scale, Tensor& out, Tensor& log_eta);
+void norm_scale_backward(Context& ctx, const Tensor& y, NormFunction f, const Tensor& n, const Tensor& offset,
+                         double scale, const Tensor& dout, Tensor& dy, Tensor& dn, Tensor& doffset);
 
 // --- scans and long convolutions (kernels/{diagonal_scan,selective_scan,s4_kernel,fft_convolution,…}.cu)
 // Complex rows are [re, im]: 2N numbers. Outputs of backward kernels may be undefined (not wanted) unless

@@ -71,7 +71,7 @@ inline void check_op(const TestedFunction& f, const std::vector<Tensor>& inputs,
                      const std::vector<std::string>& names, const OpTolerance& tolerance = {}) {
   Context ctx;
   ctx.poison = true;
-  const GradcheckReport report = gradcheck(ctx, f, inputs, names);
+  const GradcheckReport report = gradcheck(ctx, f, inputs, names, {.max_elements = 24});
   for (const GradcheckEntry& entry : report.worst) {
     CAPTURE(entry.input);
     CAPTURE(entry.element);

@@ -41,23 +41,6 @@ struct SsdSizes {
   int64_t steps(int64_t c) const { return std::min(chunk, T - c * chunk); }
 };
 
-/// A factor per step and head: [B, T, H], or [H] (strides 0), or absent.
-template <class T>
-struct StepFactor {
-  T* data = nullptr;
-  int64_t batch = 0, time = 0, head = 0;
-
-  explicit StepFactor(const Tensor& x) {
-    if (!x.defined()) return;
-    data = x.data<std::remove_const_t<T>>();
-    if (x.rank() == 1)
-      head = x.stride(0);
-    else
-      batch = x.stride(0), time = x.stride(1), head = x.stride(2);
-  }
-  T& at(int64_t b, int64_t t, int64_t h) const { return data[b * batch + t * time + h * head]; }
-};
-
 /// Decays and weights of the steps of one chunk and head.
 template <class T>
 struct ChunkFactors {
@@ -67,8 +50,8 @@ struct ChunkFactors {
   T decay;  // exp(A_end)
   bool decays, weighs;
 
-  ChunkFactors(const StepFactor<const T>& log_a, const StepFactor<const T>& w, int64_t b, int64_t h,
-               int64_t t0, int64_t n)
+  ChunkFactors(const PerStep<const T>& log_a, const PerStep<const T>& w, int64_t b, int64_t h, int64_t t0,
+               int64_t n)
       : decay(1), decays(log_a.data), weighs(w.data) {
     for (int64_t i = 0; i < n; ++i) weight[i] = weighs ? w.at(b, t0 + i, h) : T(1);
     if (!decays) {
@@ -122,7 +105,7 @@ template <class T>
 struct Ssd {
   SsdSizes size;
   Heads<T> q, k, v;
-  StepFactor<const T> log_a, w;
+  PerStep<const T> log_a, w;
   T *states, *decays;  // [B, H, chunks, N, P]: U, then the state before each chunk; [B, H, chunks]
 
   int64_t group(int64_t h) const { return h * size.G / size.H; }
@@ -205,7 +188,7 @@ template <class T>
 struct SsdBackward : Ssd<T> {
   using Ssd<T>::size;
   Heads<T> dy, dq, dk, dv;
-  StepFactor<T> dw;
+  PerStep<T> dw;
   T* later;        // [B, H, chunks, N, P]: Σ exp(A_i) q_i dy_iᵀ, then R
   double* dlog_a;  // [B, T, H] or null
   bool wants_q, wants_k, wants_v;
@@ -321,14 +304,9 @@ struct SsdBackward : Ssd<T> {
 template <class T>
 Ssd<T> make(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_a, const Tensor& w,
             const Tensor& states, const Tensor& decays) {
-  return {SsdSizes(q, v),
-          heads_of<T>(q, "ssd: q"),
-          heads_of<T>(k, "ssd: k"),
-          heads_of<T>(v, "ssd: v"),
-          StepFactor<const T>(log_a),
-          StepFactor<const T>(w),
-          states.data<T>(),
-          decays.data<T>()};
+  return {SsdSizes(q, v),           heads_of<T>(q, "ssd: q"), heads_of<T>(k, "ssd: k"),
+          heads_of<T>(v, "ssd: v"), PerStep<const T>(log_a),  PerStep<const T>(w),
+          states.data<T>(),         decays.data<T>()};
 }
 
 void check(const char* what, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_a,
@@ -398,7 +376,7 @@ void ssd_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& 
                            out(dq),
                            out(dk),
                            out(dv),
-                           StepFactor<T>(dw),
+                           PerStep<T>(dw),
                            later.data<T>(),
                            dlog_a.defined() ? flow.data<double>() : nullptr,
                            dq.defined(),
@@ -418,7 +396,7 @@ void ssd_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& 
       s.gradients(bg / size.G, bg % size.G, item % size.chunks, room.mine());
     });
     if (!dlog_a.defined()) return;
-    const StepFactor<T> to(dlog_a);
+    const PerStep<T> to(dlog_a);
     const double* from = flow.data<double>();
     if (dlog_a.rank() == 3)
       parallel_rows(size.B * size.T, [&](int64_t bt) {

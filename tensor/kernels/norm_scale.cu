@@ -1,0 +1,148 @@
+// The normaliser of norm attention, a function of the input alone: x = n + offset,
+//   log η = f(x),  out = s exp(−f(x)) y
+//   dy = s exp(−f(x)) dout,  dx = s g(x) (dout·y),  g(x) = −f′(x) exp(−f(x)),  doffset = Σ_{b,t} dx
+// g is one expression in each case: f′ alone may be infinite where exp(−f) is 0.
+#include <limits>
+
+#include "tensor/dispatch.h"
+#include "tensor/heads.h"
+#include "tensor/kernels.h"
+#include "tensor/math.h"
+
+namespace eigentrace::kernels {
+namespace {
+
+template <class T>
+T value(NormFunction f, T x) {
+  switch (f) {
+    case NormFunction::exp:
+      return std::min(fast_exp(x), std::numeric_limits<T>::max());
+    case NormFunction::elu:
+      return x > 0 ? x : static_cast<T>(std::expm1(x));
+    case NormFunction::softplus:
+      return softplus(x);
+    case NormFunction::sigmoid:
+      return sigmoid(x);
+  }
+  return 0;
+}
+
+/// −f′(x) exp(−f(x))
+template <class T>
+T slope(NormFunction f, T x) {
+  const T log_eta = value(f, x);
+  switch (f) {
+    case NormFunction::exp:
+      return -fast_exp(x - log_eta);
+    case NormFunction::elu:
+      return -fast_exp((x > 0 ? T(0) : x) - log_eta);
+    case NormFunction::softplus:
+      return -sigmoid(x) * fast_exp(-log_eta);
+    case NormFunction::sigmoid:
+      return -log_eta * sigmoid(-x) * fast_exp(-log_eta);
+  }
+  return 0;
+}
+
+template <class T>
+struct NormScale {
+  NormFunction f;
+  T scale;
+  int64_t B, steps, H, P;
+  Heads<T> y;
+  PerStep<const T> n, offset;
+
+  NormScale(NormFunction function, double s, const Tensor& y_in, const Tensor& n_in, const Tensor& offset_in)
+      : f(function),
+        scale(static_cast<T>(s)),
+        B(y_in.dim(0)),
+        steps(y_in.dim(1)),
+        H(y_in.dim(2)),
+        P(y_in.dim(3)),
+        y(heads_of<T>(y_in, "norm_scale: y")),
+        n(n_in),
+        offset(offset_in) {}
+
+  T x(int64_t b, int64_t t, int64_t h) const {
+    return n.at(b, t, h) + (offset.data ? offset.at(b, t, h) : T(0));
+  }
+
+  /// to = s exp(−f) from
+  void apply(const Heads<T>& from, const Heads<T>& to, const PerStep<T>* log_eta) const {
+    parallel_rows(B * steps, [&](int64_t bt) {
+      const int64_t b = bt / steps, t = bt % steps;
+      for (int64_t h = 0; h < H; ++h) {
+        const T own = value(f, x(b, t, h)), factor = scale * fast_exp(-own), *row = from.rows(b, h, t).data;
+        T* out = to.rows(b, h, t).data;
+        if (log_eta) log_eta->at(b, t, h) = own;
+#pragma omp simd
+        for (int64_t p = 0; p < P; ++p) out[p] = factor * row[p];
+      }
+    });
+  }
+
+  /// dx, per step and head
+  void slopes(const Heads<T>& dout, T* dx) const {
+    parallel_rows(B * steps, [&](int64_t bt) {
+      const int64_t b = bt / steps, t = bt % steps;
+      for (int64_t h = 0; h < H; ++h) {
+        const T *a = dout.rows(b, h, t).data, *c = y.rows(b, h, t).data;
+        T sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t p = 0; p < P; ++p) sum += a[p] * c[p];
+        dx[bt * H + h] = scale * slope(f, x(b, t, h)) * sum;
+      }
+    });
+  }
+};
+
+void check(const char* what, const Tensor& y, const Tensor& n, const Tensor& offset, const Tensor& out) {
+  const bool good =
+      y.rank() == 4 && y.shape() == out.shape() && n.shape() == y.shape().without(3) &&
+      (!offset.defined() || (offset.shape() == Shape{y.dim(2)} && offset.dtype() == y.dtype())) &&
+      y.dtype() == out.dtype() && y.dtype() == n.dtype();
+  if (!good)
+    fail(std::string(what) + ": y [B, T, H, P], n [B, T, H], offset [H] of one type expected, found " +
+         to_string(y) + ", " + to_string(n) + (offset.defined() ? ", " + to_string(offset) : "") + ", " +
+         to_string(out));
+}
+
+}  // namespace
+
+void norm_scale(Context& ctx, const Tensor& y, NormFunction f, const Tensor& n, const Tensor& offset,
+                double scale, Tensor& out, Tensor& log_eta) {
+  check("norm_scale", y, n, offset, out);
+  require_cpu(ctx, "norm_scale");
+  dispatch_floating(ctx, "norm_scale", y.dtype(), [&]<class T>() {
+    const NormScale<T> body(f, scale, y, n, offset);
+    const PerStep<T> eta(log_eta);
+    body.apply(body.y, heads_of<T>(out, "norm_scale: out"), &eta);
+  });
+}
+
+void norm_scale_backward(Context& ctx, const Tensor& y, NormFunction f, const Tensor& n, const Tensor& offset,
+                         double scale, const Tensor& dout, Tensor& dy, Tensor& dn, Tensor& doffset) {
+  check("norm_scale_backward", y, n, offset, dout);
+  require_cpu(ctx, "norm_scale_backward");
+  Tensor dx = ctx.empty(n.shape(), n.dtype());
+  dispatch_floating(ctx, "norm_scale_backward", y.dtype(), [&]<class T>() {
+    const NormScale<T> body(f, scale, y, n, offset);
+    const Heads<T> cotangent = heads_of<T>(dout, "norm_scale_backward: dout");
+    if (dy.defined()) body.apply(cotangent, heads_of<T>(dy, "norm_scale_backward: dy"), nullptr);
+    if (!dn.defined() && !doffset.defined()) return;
+    body.slopes(cotangent, dx.data<T>());
+    if (doffset.defined()) {
+      const PerStep<T> to(doffset);
+      const T* from = dx.data<T>();
+      parallel_rows(body.H, [&](int64_t h) {
+        double sum = 0;
+        for (int64_t bt = 0; bt < body.B * body.steps; ++bt)
+          sum += static_cast<double>(from[bt * body.H + h]);
+        to.at(0, 0, h) = static_cast<T>(sum);
+      });
+    }
+  });
+  if (dn.defined()) copy(ctx, dx, dn);
+}
+
+}  // namespace eigentrace::kernels
