@@ -1,0 +1,52 @@
+#pragma once
+// Weights and training state in one safetensors file: parameters and buffers under their published names, so
+// that other programs can read them; moments and sums of the optimiser beside them; the rest in the metadata:
+//
+//   format       eigentrace-checkpoint/1
+//   config       the resolved configuration (YAML)
+//   state        JSON: step, optimiser's steps, plateau, the trainer's numbers (training only)
+//
+// Random numbers need no state: masks and order are functions of (seed, step).
+#include <map>
+#include <memory>
+#include <string>
+
+#include "nn/config/config.h"
+#include "nn/model.h"
+#include "nn/optimiser.h"
+#include "nn/schedule.h"
+
+namespace eigentrace {
+
+/// Where training stands, besides tensors.
+struct TrainState {
+  int64_t step = 0;  ///< steps done
+  Plateau plateau;
+  std::map<std::string, double> numbers;  ///< what else the trainer wants back, kept exactly
+};
+
+/// Writes the weights (and buffers) whole or not at all. Errors: the system's own.
+void save_weights(const std::string& path, const Model& model, const RunConfig& config);
+/// Weights, optimiser and state: going on from it gives the bits of an uninterrupted run.
+void save_checkpoint(const std::string& path, const Model& model, const Optimiser& optimiser,
+                     const RunConfig& config, const TrainState& state);
+
+/// Reads weights and buffers into the model, converting between f32 and f64. Errors: a damaged file; tensors
+/// that are missing, that the model does not have, or of another shape, by name.
+void load_weights(const std::string& path, Model& model);
+/// Also the optimiser and its step count. Error: a file of weights alone.
+TrainState load_checkpoint(const std::string& path, Model& model, Optimiser& optimiser);
+
+/// The configuration a file was made with. Error: it has none.
+RunConfig checkpoint_config(const std::string& path);
+
+/// A model and the configuration it was trained with, from weights or a checkpoint.
+struct LoadedModel {
+  RunConfig config;
+  std::unique_ptr<Model> model;
+  int64_t step = 0;
+};
+/// Error: the file has no configuration.
+LoadedModel load_model(const std::string& path, DType dtype, Device device = {});
+
+}  // namespace eigentrace
