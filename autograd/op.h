@@ -24,6 +24,7 @@ namespace eigentrace {
   X(layer_norm, "y = (x − mean)/√(var + ε) w + b over the last axis")     \
   X(residual_layer_norm, "s = x + dropout(r), y = layer_norm(s)")         \
   X(rms_norm, "y = x/√(mean(x²) + ε) w over the last axis")               \
+  X(batch_norm, "y = (x − mean)/√(var + ε) w + b, over all rows")         \
   /* ops_linear.h */                                                      \
   X(linear, "y = x Wᵀ + b")                                               \
   X(matmul, "C = A B, batched")                                           \
@@ -31,6 +32,7 @@ namespace eigentrace {
   X(embedding, "y = table[token] (+ positions) (+ bias)")                 \
   X(causal_conv1d, "y_t = silu(Σ_k w_k x_{t−K+1+k} + b), per channel")    \
   X(pool, "mean, max, sum, first or last over time")                      \
+  X(reverse_time, "y_t = x_{T−1−t}")                                      \
   /* ops_attention.h */                                                   \
   X(softmax_attention, "y_i = Σ_{j≤i} softmax_j(s q_i·k_j) v_j")          \
   X(ssd, "S_i = a_i S_{i−1} + w_i k_i v_iᵀ, y_i = q_i S_i")               \

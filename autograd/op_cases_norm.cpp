@@ -71,6 +71,15 @@ std::vector<OpCase> op_cases_norm() {
   cases.push_back(norm_case(
       "rms_norm: rows of any stride", Op::rms_norm,
       [](const Var& x, const Values& in) { return Values{rms_norm(x, in[1], 1e-5)}; }, false));
+  cases.push_back(norm_case(
+      "batch_norm: training, rows of any stride", Op::batch_norm,
+      [](const Var& x, const Values& in) { return Values{batch_norm(x, in[1], in[2], {}, 0.99, 1e-2)}; }));
+  cases.push_back(norm_case("batch_norm: evaluation", Op::batch_norm, [](const Var& x, const Values& in) {
+    const Device device = x.value().device();
+    const std::vector<double> values(static_cast<size_t>(x.dim(2)), 0.7);
+    const Tensor statistic = Tensor::from(values, {x.dim(2)}, device).clone(device, x.dtype());
+    return Values{batch_norm_evaluation(x, in[1], in[2], {statistic, statistic}, 1e-5)};
+  }));
   cases.push_back(residual_case("sum and normed go on", 0, true, true));
   cases.push_back(residual_case("the sum alone goes on", 0, true, false));
   cases.push_back(residual_case("normed alone goes on", 0, false, true));

@@ -105,6 +105,16 @@ std::vector<OpCase> op_cases_sequence() {
   cases.push_back(pool_case("first", Pooling::first, true, false));
   cases.push_back(pool_case("last", Pooling::last, false, false));
   cases.push_back(pool_case("last valid", Pooling::last, true, true));
+  cases.push_back({"reverse_time: rows of any stride", Op::reverse_time, [](uint64_t seed, Device device) {
+                     Rng rng(seed);
+                     const Shape shape{odd_size(rng, 7), odd_size(rng, 63), odd_size(rng, 63) + 1};
+                     return OpInstance{[](Tape&, const Values& in) {
+                                         const Values parts = split(in[0], {1, in[0].dim(2) - 1});
+                                         return Values{unary(Unary::silu, reverse_time(parts[1])), parts[0]};
+                                       },
+                                       {normal_tensor(rng, shape, device)},
+                                       {"x"}};
+                   }});
   return cases;
 }
 

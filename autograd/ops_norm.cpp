@@ -122,4 +122,61 @@ ResidualNorm residual_layer_norm(const Var& x, const Var& branch, double dropout
   return {out[0], out[1]};
 }
 
+namespace {
+
+Var batch_norm_of(kernels::BatchNorm n, const Var& x, const Var& weight, const Var& bias) {
+  check("batch_norm", x, weight, "weight");
+  check("batch_norm", x, bias, "bias");
+  for (const Tensor& running : {n.running_mean, n.running_var})
+    if (running.defined() ? !(running.shape() == weight.shape()) || running.dtype() != x.dtype()
+                          : !n.training)
+      fail(fmt::format("batch_norm: running statistics {}[{}] expected, found {}", name_of(x.dtype()),
+                       x.dim(-1), to_string(running)));
+  Context& ctx = x.ctx();
+  n.y = ctx.empty(x.shape(), x.dtype());
+  if (n.training) n.mean = ctx.empty(weight.shape(), x.dtype());
+  n.rstd = ctx.empty(weight.shape(), x.dtype());
+  if (!n.training) n.mean = n.running_mean;
+  kernels::batch_norm(ctx, n);
+  return x.tape().record(
+      Op::batch_norm, n.y, {x, weight, bias},
+      [x, weight, bias = bias.ref(), mean = n.mean, rstd = n.rstd, training = n.training](Backward& b) {
+        Tensor dx = b.destination(x.ref()), dweight = b.destination(weight.ref()),
+               dbias = b.destination(bias);
+        if (!dweight.defined()) dweight = b.ctx().empty(weight.shape(), weight.dtype());
+        if (!dbias.defined()) dbias = b.ctx().empty(weight.shape(), weight.dtype());
+        kernels::batch_norm_backward(b.ctx(), x.value(), weight.value(), mean, rstd, training, b.dy(), dx,
+                                     dweight, dbias);
+        b.commit(x.ref(), dx);
+        b.commit(weight.ref(), dweight);
+        b.commit(bias, dbias);
+      });
+}
+
+}  // namespace
+
+Var batch_norm(const Var& x, const Var& weight, const Var& bias, const RunningStatistics& running,
+               double momentum, double epsilon) {
+  return batch_norm_of({.x = x.value(),
+                        .weight = weight.value(),
+                        .bias = bias.value(),
+                        .running_mean = running.mean,
+                        .running_var = running.var,
+                        .epsilon = epsilon,
+                        .momentum = momentum},
+                       x, weight, bias);
+}
+
+Var batch_norm_evaluation(const Var& x, const Var& weight, const Var& bias, const RunningStatistics& running,
+                          double epsilon) {
+  return batch_norm_of({.x = x.value(),
+                        .weight = weight.value(),
+                        .bias = bias.value(),
+                        .running_mean = running.mean,
+                        .running_var = running.var,
+                        .epsilon = epsilon,
+                        .training = false},
+                       x, weight, bias);
+}
+
 }  // namespace eigentrace

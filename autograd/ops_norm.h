@@ -20,4 +20,17 @@ struct ResidualNorm {
 ResidualNorm residual_layer_norm(const Var& x, const Var& branch, double dropout, const Var& weight,
                                  const Var& bias, double epsilon);
 
+/// Running statistics of a BatchNorm, [D] each, in memory of their own (no step memory); initially 0 and 1.
+struct RunningStatistics {
+  Tensor mean, var;
+};
+/// y = (x − mean)/√(var + ε) · weight + bias, mean and biased variance of each column over all rows of x
+/// [..., D]. running ← momentum · running + (1 − momentum) · batch, at once (undefined: not kept). Kept: x,
+/// mean, 1/√….
+Var batch_norm(const Var& x, const Var& weight, const Var& bias, const RunningStatistics& running,
+               double momentum, double epsilon);
+/// Evaluation: the same with the running statistics, which stay as they are.
+Var batch_norm_evaluation(const Var& x, const Var& weight, const Var& bias, const RunningStatistics& running,
+                          double epsilon);
+
 }  // namespace eigentrace

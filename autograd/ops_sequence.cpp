@@ -67,4 +67,13 @@ Var pool(const Var& x, Pooling pooling, const Tensor& lengths, const Tensor& val
   });
 }
 
+Var reverse_time(const Var& x) {
+  if (x.rank() != 3) fail(fmt::format("reverse_time: x [B, T, D] expected, found {}", to_string(x.value())));
+  Tensor y = x.ctx().empty(x.shape(), x.dtype());
+  kernels::reverse_time(x.ctx(), x.value(), y);
+  return x.tape().record(Op::reverse_time, y, {x}, [x = x.ref()](Backward& b) {
+    b.gradient(x, [&](Tensor& dx) { kernels::reverse_time(b.ctx(), b.dy(), dx); });
+  });
+}
+
 }  // namespace eigentrace

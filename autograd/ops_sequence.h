@@ -26,4 +26,7 @@ using Pooling = kernels::Pool;
 /// all T count. A sequence of no steps gives 0. max: the gradient goes to the first maximum.
 Var pool(const Var& x, Pooling pooling, const Tensor& lengths, const Tensor& valid_time);
 
+/// y[b,t] = x[b,T−1−t], x [B,T,D]. A copy.
+Var reverse_time(const Var& x);
+
 }  // namespace eigentrace

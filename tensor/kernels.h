@@ -73,7 +73,25 @@ struct NormBackward {
 };
 void layer_norm_backward(Context& ctx, const NormBackward& n);
 
-// --- along a sequence (kernels/embedding.cu, causal_conv1d.cu, pool.cu)
+// --- normalisation of columns over all rows (kernels/batch_norm.cu)
+/// y = (x − mean) rstd weight + bias. training: mean and biased variance of x's rows, and, if running_mean
+/// and running_var are defined, running ← momentum running + (1 − momentum) batch; else mean and variance are
+/// the running ones. All but x and y are [D]; mean (training) and rstd are written.
+struct BatchNorm {
+  Tensor x, weight, bias, running_mean = {}, running_var = {};
+  double epsilon = 0, momentum = 0;
+  bool training = true;
+  Tensor y = {}, mean = {}, rstd = {};
+};
+void batch_norm(Context& ctx, const BatchNorm& n);
+/// dx may be undefined (not wanted); dweight and dbias are written always, dx of a training pass needs them.
+void batch_norm_backward(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& mean,
+                         const Tensor& rstd, bool training, const Tensor& dy, Tensor& dx, Tensor& dweight,
+                         Tensor& dbias);
+
+// --- along a sequence (kernels/embedding.cu, causal_conv1d.cu, pool.cu, reverse_time.cu)
+/// y[b,t] = x[b,T−1−t]; x, y [B,T,D] strided with a dense last axis
+void reverse_time(Context& ctx, const Tensor& x, Tensor& y);
 /// y[b,t] = table[ids[b,t]] + positions[t] + bias; positions and bias may be undefined.
 void embedding(Context& ctx, const Tensor& ids, const Tensor& table, const Tensor& positions,
                const Tensor& bias, Tensor& y);

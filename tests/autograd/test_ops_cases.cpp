@@ -35,6 +35,13 @@ Run run(Context& ctx, const OpCase& op_case, DType dtype, uint64_t seed) {
   return result;
 }
 
+/// Tiny cases run fastest on one thread; the last test compares numbers of threads.
+struct OneThread {
+  int threads = omp_get_max_threads();
+  OneThread() { omp_set_num_threads(1); }
+  ~OneThread() { omp_set_num_threads(threads); }
+};
+
 double difference(const std::vector<double>& x, const std::vector<double>& y) {
   double scale = 1, worst = 0;
   for (size_t i = 0; i < x.size(); ++i) {
@@ -48,6 +55,7 @@ double difference(const std::vector<double>& x, const std::vector<double>& y) {
 }  // namespace
 
 TEST_CASE("ops: every gradient agrees with central differences, in poisoned memory") {
+  const OneThread one_thread;
   Context ctx;
   ctx.poison = true;
   for (const OpCase& op_case : op_cases())
@@ -64,6 +72,7 @@ TEST_CASE("ops: every gradient agrees with central differences, in poisoned memo
 }
 
 TEST_CASE("ops: float32 agrees with float64") {
+  const OneThread one_thread;
   Context ctx;
   ctx.poison = true;
   for (const OpCase& op_case : op_cases())

@@ -1,0 +1,226 @@
+// BatchNorm: each column of x [rows, D] over all rows. x̂ = (x − mean) r, r = 1/√(var + ε), biased variance;
+// y = x̂ w + b.
+//   training:   dx = w r (dy − Σ dy/R − x̂ Σ(dy x̂)/R)      evaluation (mean, var given): dx = w r dy
+//   dw = Σ dy x̂,  db = Σ dy
+// Mean and variance are found block by block of rows (each block around its own mean) and merged in order:
+// M2 = M2ₐ + M2ᵦ + δ² nₐnᵦ/n, the update of Chan, Golub and LeVeque (1979).
+#include <algorithm>
+#include <cmath>
+
+#include "tensor/dispatch.h"
+#include "tensor/kernels.h"
+
+namespace eigentrace::kernels {
+namespace {
+
+struct Blocks {
+  int64_t size, count;
+};
+Blocks blocks_of(int64_t rows) {
+  const int64_t size = std::max<int64_t>(16, (rows + 127) / 128);
+  return {size, (rows + size - 1) / size};
+}
+
+/// means[k, i], squares[k, i]: mean of block k of column i, and Σ (x − that mean)².
+template <class T>
+struct BlockMoments {  // CUDA: a thread a (block, column)
+  Rows<T> x;
+  T *means, *squares;
+  Blocks blocks;
+  ET_HD void operator()(int64_t k, int64_t i) const {
+    const int64_t begin = k * blocks.size;
+    const int64_t end = begin + blocks.size < x.rows ? begin + blocks.size : x.rows;
+    T mean = 0, square = 0;
+    for (int64_t r = begin; r < end; ++r) mean += x.data[r * x.stride + i];
+    mean /= static_cast<T>(end - begin);
+    for (int64_t r = begin; r < end; ++r)
+      square += (x.data[r * x.stride + i] - mean) * (x.data[r * x.stride + i] - mean);
+    means[k * x.cols + i] = mean;
+    squares[k * x.cols + i] = square;
+  }
+};
+
+template <class T>
+void block_moments_cpu(const Rows<T>& x, T* means, T* squares, const Blocks& blocks) {
+  parallel_rows(blocks.count, [&](int64_t k) {
+    const int64_t begin = k * blocks.size, end = std::min(begin + blocks.size, x.rows), n = x.cols;
+    T *mean = means + k * n, *square = squares + k * n;
+    std::fill_n(mean, n, T(0)), std::fill_n(square, n, T(0));
+    for (int64_t r = begin; r < end; ++r) {
+      const T* row = x.data + r * x.stride;
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) mean[i] += row[i];
+    }
+    for (int64_t i = 0; i < n; ++i) mean[i] /= static_cast<T>(end - begin);
+    for (int64_t r = begin; r < end; ++r) {
+      const T* row = x.data + r * x.stride;
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) square[i] += (row[i] - mean[i]) * (row[i] - mean[i]);
+    }
+  });
+}
+
+template <class T>
+struct Merge {  // a thread a column
+  const T *means, *squares;
+  Blocks blocks;
+  int64_t rows, columns;
+  T *mean, *rstd, *running_mean, *running_var;  // running: null or updated
+  T epsilon, momentum;
+  ET_HD void operator()(int64_t i) const {
+    T m = means[i], square = squares[i];
+    int64_t n = blocks.size < rows ? blocks.size : rows;
+    for (int64_t k = 1; k < blocks.count; ++k) {
+      const int64_t added = (k + 1) * blocks.size < rows ? blocks.size : rows - k * blocks.size;
+      const T delta = means[k * columns + i] - m, share = static_cast<T>(added) / static_cast<T>(n + added);
+      square += squares[k * columns + i] + delta * delta * static_cast<T>(n) * share;
+      m += delta * share;
+      n += added;
+    }
+    const T var = square / static_cast<T>(rows);
+    mean[i] = m;
+    rstd[i] = T(1) / sqrt(var + epsilon);
+    if (!running_mean) return;
+    running_mean[i] = momentum * running_mean[i] + (T(1) - momentum) * m;
+    running_var[i] = momentum * running_var[i] + (T(1) - momentum) * var;
+  }
+};
+
+template <class T>
+struct ReciprocalDeviation {
+  const T* var;
+  T* rstd;
+  T epsilon;
+  ET_HD void operator()(int64_t i) const { rstd[i] = T(1) / sqrt(var[i] + epsilon); }
+};
+
+template <class T>
+struct Apply {
+  Rows<T> x, y;
+  const T *mean, *rstd, *weight, *bias;
+  ET_HD void operator()(int64_t row, int64_t i) const {
+    y.data[row * y.stride + i] = (x.data[row * x.stride + i] - mean[i]) * rstd[i] * weight[i] + bias[i];
+  }
+};
+
+template <class T>
+struct BlockSums {  // CUDA: a thread a (block, column); Σ dy and Σ dy x̂
+  Rows<T> x, dy;
+  const T *mean, *rstd;
+  T *sum_weight, *sum_bias;
+  Blocks blocks;
+  ET_HD void operator()(int64_t k, int64_t i) const {
+    const int64_t begin = k * blocks.size;
+    const int64_t end = begin + blocks.size < x.rows ? begin + blocks.size : x.rows;
+    T dw = 0, db = 0;
+    for (int64_t r = begin; r < end; ++r) {
+      const T g = dy.data[r * dy.stride + i];
+      dw += g * ((x.data[r * x.stride + i] - mean[i]) * rstd[i]);
+      db += g;
+    }
+    sum_weight[k * x.cols + i] = dw;
+    sum_bias[k * x.cols + i] = db;
+  }
+};
+
+template <class T>
+void block_sums_cpu(const BlockSums<T>& s) {
+  parallel_rows(s.blocks.count, [&](int64_t k) {
+    const int64_t begin = k * s.blocks.size, end = std::min(begin + s.blocks.size, s.x.rows), n = s.x.cols;
+    T *dw = s.sum_weight + k * n, *db = s.sum_bias + k * n;
+    std::fill_n(dw, n, T(0)), std::fill_n(db, n, T(0));
+    for (int64_t r = begin; r < end; ++r) {
+      const T *x = s.x.data + r * s.x.stride, *dy = s.dy.data + r * s.dy.stride;
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) {
+        dw[i] += dy[i] * ((x[i] - s.mean[i]) * s.rstd[i]);
+        db[i] += dy[i];
+      }
+    }
+  });
+}
+
+template <class T>
+struct BackwardX {
+  Rows<T> x, dy, dx;
+  const T *mean, *rstd, *weight;
+  const T *dweight, *dbias;  // null in evaluation: the statistics do not depend on x
+  ET_HD void operator()(int64_t row, int64_t i) const {
+    T g = dy.data[row * dy.stride + i];
+    if (dweight) {
+      const T normed = (x.data[row * x.stride + i] - mean[i]) * rstd[i];
+      g -= (dbias[i] + normed * dweight[i]) / static_cast<T>(x.rows);
+    }
+    dx.data[row * dx.stride + i] = weight[i] * rstd[i] * g;
+  }
+};
+
+}  // namespace
+
+void batch_norm(Context& ctx, const BatchNorm& n) {
+  const int64_t width = n.x.dim(-1);
+  const Blocks blocks = blocks_of(width == 0 ? 0 : n.x.numel() / width);
+  Tensor means, squares;
+  if (n.training) {
+    if (blocks.count == 0) fail("batch_norm: x has no rows to take statistics of: " + to_string(n.x));
+    means = ctx.empty({blocks.count, width}, n.x.dtype());
+    squares = ctx.empty({blocks.count, width}, n.x.dtype());
+  }
+  dispatch_floating(ctx, "batch_norm", n.x.dtype(), [&]<class T>() {
+    const Rows<T> x = rows_of<T>(n.x, "batch_norm: x"), y = rows_of<T>(n.y, "batch_norm: y");
+    T *mean = n.mean.data<T>(), *rstd = n.rstd.data<T>();
+    const bool running = n.running_mean.defined();
+    if (n.training) {
+      if (ctx.device().is_cuda())
+        for_each_in_rows(ctx, blocks.count, width,
+                         BlockMoments<T>{x, means.data<T>(), squares.data<T>(), blocks});
+      else
+        block_moments_cpu(x, means.data<T>(), squares.data<T>(), blocks);
+      for_each_index(
+          ctx, width,
+          Merge<T>{means.data<T>(), squares.data<T>(), blocks, x.rows, width, mean, rstd,
+                   running ? n.running_mean.data<T>() : nullptr, running ? n.running_var.data<T>() : nullptr,
+                   static_cast<T>(n.epsilon), static_cast<T>(n.momentum)});
+    } else {
+      mean = n.running_mean.data<T>();
+      for_each_index(ctx, width,
+                     ReciprocalDeviation<T>{n.running_var.data<T>(), rstd, static_cast<T>(n.epsilon)});
+    }
+    for_each_in_rows(ctx, x.rows, width, Apply<T>{x, y, mean, rstd, n.weight.data<T>(), n.bias.data<T>()});
+  });
+}
+
+void batch_norm_backward(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& mean,
+                         const Tensor& rstd, bool training, const Tensor& dy, Tensor& dx, Tensor& dweight,
+                         Tensor& dbias) {
+  const int64_t width = x.dim(-1);
+  const Blocks blocks = blocks_of(width == 0 ? 0 : x.numel() / width);
+  const Tensor sum_weight = ctx.empty({blocks.count, width}, x.dtype());
+  const Tensor sum_bias = ctx.empty({blocks.count, width}, x.dtype());
+  dispatch_floating(ctx, "batch_norm_backward", x.dtype(), [&]<class T>() {
+    const BlockSums<T> sums{rows_of<T>(x, "batch_norm_backward: x"),
+                            rows_of<T>(dy, "batch_norm_backward: dy"),
+                            mean.data<T>(),
+                            rstd.data<T>(),
+                            sum_weight.data<T>(),
+                            sum_bias.data<T>(),
+                            blocks};
+    if (ctx.device().is_cuda())
+      for_each_in_rows(ctx, blocks.count, width, sums);
+    else
+      block_sums_cpu(sums);
+  });
+  sum(ctx, sum_weight, 0, dweight);
+  sum(ctx, sum_bias, 0, dbias);
+  if (!dx.defined()) return;
+  dispatch_floating(ctx, "batch_norm_backward", x.dtype(), [&]<class T>() {
+    const Rows<T> rows = rows_of<T>(x, "batch_norm_backward: x");
+    for_each_in_rows(ctx, rows.rows, width,
+                     BackwardX<T>{rows, rows_of<T>(dy, "batch_norm_backward: dy"),
+                                  rows_of<T>(dx, "batch_norm_backward: dx"), mean.data<T>(), rstd.data<T>(),
+                                  weight.data<T>(), training ? dweight.data<T>() : nullptr,
+                                  training ? dbias.data<T>() : nullptr});
+  });
+}
+
+}  // namespace eigentrace::kernels
