@@ -6,7 +6,8 @@ namespace eigentrace {
 
 std::vector<OpCase> op_cases() {
   std::vector<OpCase> all;
-  for (auto* theme : {op_cases_shape, op_cases_pointwise, op_cases_norm, op_cases_sequence, op_cases_scan}) {
+  for (auto* theme : {op_cases_shape, op_cases_pointwise, op_cases_norm, op_cases_sequence, op_cases_scan,
+                      op_cases_matrix, op_cases_attention, op_cases_loss}) {
     std::vector<OpCase> cases = theme();
     all.insert(all.end(), std::make_move_iterator(cases.begin()), std::make_move_iterator(cases.end()));
   }

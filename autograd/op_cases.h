@@ -38,6 +38,9 @@ std::vector<OpCase> op_cases_pointwise();
 std::vector<OpCase> op_cases_norm();
 std::vector<OpCase> op_cases_sequence();
 std::vector<OpCase> op_cases_scan();
+std::vector<OpCase> op_cases_matrix();
+std::vector<OpCase> op_cases_attention();
+std::vector<OpCase> op_cases_loss();
 
 /// Gradient check of one case. Error: the case's function throws.
 GradcheckReport check_case(Context& ctx, const OpCase& op_case, uint64_t seed);

@@ -1,0 +1,121 @@
+#include "autograd/op_cases.h"
+#include "autograd/ops_attention.h"
+#include "autograd/ops_shape.h"
+
+namespace eigentrace {
+namespace {
+
+using Values = std::vector<Var>;
+
+OpCase softmax_case(const char* what, double dropout) {
+  return {std::string("softmax_attention: ") + what, Op::softmax_attention,
+          [=](uint64_t seed, Device device) {
+            Rng rng(seed);
+            const int64_t B = odd_size(rng, 2), T = odd_size(rng), H = odd_size(rng, 7), N = odd_size(rng, 7),
+                          P = odd_size(rng, 7);
+            return OpInstance{[=](Tape&, const Values& x) {  // q, k and v are parts of one projection
+                                const Values parts = split(x[0], {H * N, H * N, H * P});
+                                return Values{softmax_attention(reshape(parts[0], {B, T, H, N}),
+                                                                reshape(parts[1], {B, T, H, N}),
+                                                                reshape(parts[2], {B, T, H, P}), 0.4, dropout)
+                                                  .y};
+                              },
+                              {normal_tensor(rng, {B, T, H * (2 * N + P)}, device)},
+                              {"qkv"}};
+          },
+          1e-6, 1e-4};
+}
+
+enum class Decay { none, per_head, per_step };
+
+OpCase ssd_case(const char* what, int64_t G, int64_t H, Decay decay, bool weighted, double least_log_a = -1) {
+  return {std::string("ssd: ") + what, Op::ssd,
+          [=](uint64_t seed, Device device) {
+            Rng rng(seed);
+            const int64_t B = odd_size(rng, 2), T = odd_size(rng) + (seed % 2 ? 40 : 0), N = odd_size(rng, 7),
+                          P = odd_size(rng, 7);
+            OpInstance instance{
+                [=](Tape&, const Values& x) {
+                  const Var log_a = decay == Decay::none ? Var() : x[3];
+                  return Values{ssd(x[0], x[1], x[2], log_a, weighted ? x.back() : Var())};
+                },
+                {normal_tensor(rng, {B, T, G, N}, device), normal_tensor(rng, {B, T, G, N}, device),
+                 normal_tensor(rng, {B, T, H, P}, device)},
+                {"q", "k", "v"}};
+            if (decay != Decay::none) {
+              const Shape shape = decay == Decay::per_head ? Shape{H} : Shape{B, T, H};
+              instance.inputs.push_back(uniform_tensor(rng, shape, least_log_a, 0, device));
+              instance.names.push_back("log_a");
+            }
+            if (weighted) {
+              instance.inputs.push_back(uniform_tensor(rng, {B, T, H}, 0, 1, device));
+              instance.names.push_back("w");
+            }
+            return instance;
+          },
+          1e-6, 2e-4};
+}
+
+OpCase normaliser_case() {
+  return {"attention_normaliser: positive features", Op::attention_normaliser,
+          [](uint64_t seed, Device device) {
+            Rng rng(seed);
+            const Shape shape{odd_size(rng, 7), odd_size(rng), odd_size(rng, 7), odd_size(rng, 7)};
+            return OpInstance{
+                [](Tape&, const Values& x) { return Values{attention_normaliser(x[0], x[1])}; },
+                {uniform_tensor(rng, shape, 0.1, 2, device), uniform_tensor(rng, shape, 0.1, 2, device)},
+                {"q", "k"}};
+          },
+          1e-6};
+}
+
+OpCase divide_case() {
+  return {"divide_by_eta: log eta of both signs", Op::divide_by_eta, [](uint64_t seed, Device device) {
+            Rng rng(seed);
+            const Shape shape{odd_size(rng, 7), odd_size(rng), odd_size(rng, 7), odd_size(rng, 7)};
+            return OpInstance{
+                [](Tape&, const Values& x) { return Values{divide_by_eta(x[0], x[1])}; },
+                {normal_tensor(rng, shape, device), normal_tensor(rng, shape.without(3), device)},
+                {"y", "log_eta"}};
+          }};
+}
+
+OpCase norm_case(const char* what, NormFunction f, bool with_offset) {
+  return {std::string("norm_scale: ") + what, Op::norm_scale,
+          [=](uint64_t seed, Device device) {
+            Rng rng(seed);
+            const Shape shape{odd_size(rng, 7), odd_size(rng), odd_size(rng, 7), odd_size(rng, 7)};
+            OpInstance instance{
+                [=](Tape&, const Values& x) {
+                  return Values{norm_scale(x[0], f, x[1], with_offset ? x[2] : Var(), 0.5).y};
+                },
+                {normal_tensor(rng, shape, device), normal_tensor(rng, shape.without(3), device)},
+                {"y", "n"}};
+            if (with_offset) {
+              instance.inputs.push_back(normal_tensor(rng, {shape[2]}, device));
+              instance.names.push_back("offset");
+            }
+            return instance;
+          },
+          1e-6, 1e-4};
+}
+
+}  // namespace
+
+std::vector<OpCase> op_cases_attention() {
+  return {softmax_case("without dropout", 0),
+          softmax_case("with dropout", 0.3),
+          ssd_case("no decay, no weight", 1, 1, Decay::none, false),
+          ssd_case("heads share q and k, decay and weight per step", 1, 3, Decay::per_step, true),
+          ssd_case("two groups, decay per head", 2, 4, Decay::per_head, false),
+          ssd_case("no decay, weights", 2, 2, Decay::none, true),
+          ssd_case("strong decays", 1, 2, Decay::per_step, true, -50),
+          normaliser_case(),
+          divide_case(),
+          norm_case("exp", NormFunction::exp, true),
+          norm_case("elu", NormFunction::elu, true),
+          norm_case("softplus", NormFunction::softplus, true),
+          norm_case("sigmoid, no offset", NormFunction::sigmoid, false)};
+}
+
+}  // namespace eigentrace
