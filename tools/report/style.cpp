@@ -58,7 +58,7 @@ figcaption{font-size:13.5px;font-weight:600;margin:0 2px 6px}
 figcaption span{display:block;font-weight:400;color:var(--soft);font-size:12.5px}
 svg.chart{display:block;width:100%;max-width:560px;height:auto;margin:0 auto}
 .table{overflow-x:auto;background:var(--paper);border:1px solid var(--rule);border-radius:12px}
-table{border-collapse:collapse;width:100%;font-size:13.5px;font-variant-numeric:tabular-nums}
+table{border-collapse:separate;border-spacing:0;width:100%;font-size:13.5px;font-variant-numeric:tabular-nums}
 th,td{padding:9px 16px;text-align:right;white-space:nowrap;border-top:1px solid var(--rule)}
 thead th{border-top:0;font-weight:600;color:var(--soft);font-size:12.5px;vertical-align:bottom}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}
@@ -69,7 +69,7 @@ pre{margin:0;padding:4px 16px 16px;overflow-x:auto;font:12.5px/1.55 ui-monospace
 footer{color:var(--soft);font-size:12.5px;padding-top:44px;padding-bottom:36px}
 @media(max-width:640px){header,main,footer{padding-left:14px;padding-right:14px}header{padding-top:26px}h1{font-size:24px}
 h2{margin-top:40px}figure{padding:12px 8px 6px}.figures{gap:12px}th,td{padding:8px 12px}
-th:first-child,td:first-child{white-space:normal;min-width:96px;overflow-wrap:anywhere}}
+th:first-child,td:first-child{white-space:normal;min-width:118px;max-width:46vw;overflow-wrap:break-word}}
 @media print{body{background:#fff;font-size:11pt}header,main,footer{max-width:none;padding-left:0;padding-right:0}nav{display:none}
 .figures,.figures.three{grid-template-columns:1fr 1fr;gap:10px}figure,.table{break-inside:avoid;border-color:#ccc}h2,h3{break-after:avoid}
 *{-webkit-print-color-adjust:exact;print-color-adjust:exact}}
