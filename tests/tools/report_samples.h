@@ -49,7 +49,8 @@ inline void finish_sample(SpectrumReport& s) {
 /// Like attention: real, moving in time. sharp: the trained kind, with forgetting at some steps.
 inline SpectrumReport attention_sample(const std::string& stage, int layer, int head, bool sharp,
                                        double spread) {
-  SpectrumReport s{stage, layer, head, true, {}, {}, {}, {}};
+  SpectrumReport s;
+  s.stage = stage, s.layer = layer, s.head = head;
   const uint64_t seed = uint64_t(layer * 8 + head + 1);
   for (uint64_t i = 0; i < 320; i++) {
     const int64_t t = 1 + int64_t(i * 127 / 320);
@@ -65,7 +66,8 @@ inline SpectrumReport attention_sample(const std::string& stage, int layer, int 
 
 /// Like a linear recurrent unit: complex, fixed.
 inline SpectrumReport recurrent_sample(const std::string& stage, int layer, bool trained) {
-  SpectrumReport s{stage, layer, -1, false, {}, {}, {}, {}};
+  SpectrumReport s;
+  s.stage = stage, s.layer = layer, s.time_varying = false;
   for (uint64_t i = 0; i < 128; i++) {
     const double u = sample_uniform(uint64_t(layer) + 31, i), v = sample_uniform(uint64_t(layer) + 47, i);
     const double radius = std::sqrt(u * (0.99 * 0.99 - 0.8 * 0.8) + 0.8 * 0.8);
@@ -138,7 +140,18 @@ inline Report sample_report() {
   lru.metrics = learning_sample(4, 4.1, 1200, 0.83);
   for (int layer = 0; layer < 2; layer++) {
     lru.spectra.push_back(recurrent_sample("initial", layer, false));
+    lru.spectra.back().step = 0;
+    for (int64_t step = 250; step < 2000; step += 250) {
+      lru.spectra.push_back(recurrent_sample("step" + std::to_string(step), layer, false));
+      lru.spectra.back().step = step;
+      for (EigenvalueSample& e : lru.spectra.back().eigenvalues) e.log_abs *= 1 - 0.0003 * double(step);
+    }
     lru.spectra.push_back(recurrent_sample("trained", layer, true));
+    lru.spectra.back().step = 2000;
+  }
+  for (const char* stage : {"initial", "trained"}) {
+    softmax.spectra.push_back(attention_sample(stage, 0, 0, false, 0));
+    softmax.spectra.back().reading = "published";
   }
   report.runs = {softmax, linear, norm, lru};
   return report;

@@ -105,7 +105,8 @@ TEST_CASE("report: the page is well-formed and needs nothing from elsewhere") {
   CHECK(html.size() < 2'500'000);
   for (const char* part :
        {"<h2>Results</h2>", "<h2>Learning</h2>", "Layer 1, head 2", "Complex plane", "Phases", "Magnitudes",
-        "λ over time, change", "Configuration", "0.993", "prefers-color-scheme:dark", "@media print"})
+        "λ over time, change", "Along training", "Layer 0, head 0, published reading", "Configuration",
+        "0.993", "prefers-color-scheme:dark", "@media print"})
     CHECK(contains(html, part));
 }
 
@@ -183,7 +184,7 @@ TEST_CASE("report: every figure is written as SVG and CSV, whatever the runs are
   }
   CHECK(svg == figures);
   CHECK(csv == figures);
-  CHECK(figures == 3 + 2 * (3 + 6 * 3));
+  CHECK(figures == 3 + 2 * (3 + 6 * 3) + 3);  // and the published reading of one head
   CHECK(folder.files() == 1);
 }
 

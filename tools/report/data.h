@@ -34,7 +34,7 @@ struct BinReport {
 
 /// The spectrum of one layer and head at one moment of training.
 struct SpectrumReport {
-  std::string stage;  ///< "initial" or "trained"; others are kept but not drawn
+  std::string stage;  ///< "initial" and "trained" are drawn side by side; others only along training
   int layer = 0;
   int head = -1;  ///< -1: the layer has no heads
   bool time_varying = true;
@@ -42,6 +42,8 @@ struct SpectrumReport {
   BinReport radius;                                        ///< of |λ|
   BinReport phase;                                         ///< of |arg λ| in degrees
   std::vector<std::pair<std::string, double>> statistics;  ///< name and value, in the order to be shown
+  int64_t step = -1;    ///< of training; -1: not known. Three moments or more make a chart along training
+  std::string reading;  ///< "" or "exact": what the layer computes; others get figures of their own
 };
 
 struct RunReport {

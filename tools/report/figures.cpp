@@ -23,16 +23,6 @@ Figure figure_of(const std::string& id, const std::string& title, const std::str
   return {id, title, note, draw(chart), csv(chart)};
 }
 
-using HeadKey = std::pair<int, int>;  // layer, head
-using StageSpectra = std::map<std::string, const SpectrumReport*>;
-
-std::map<HeadKey, StageSpectra> by_head(const RunReport& run) {
-  std::map<HeadKey, StageSpectra> heads;
-  for (const SpectrumReport& spectrum : run.spectra)
-    heads[{spectrum.layer, spectrum.head}][spectrum.stage] = &spectrum;
-  return heads;
-}
-
 bool is_complex(const SpectrumReport& spectrum) {
   return std::any_of(spectrum.eigenvalues.begin(), spectrum.eigenvalues.end(),
                      [](const EigenvalueSample& s) { return std::abs(std::sin(s.arg)) > 1e-6; });
@@ -87,7 +77,9 @@ std::pair<int64_t, int64_t> time_range(const std::vector<const SpectrumReport*>&
 void add_time_figures(std::vector<Figure>& figures, const StageSpectra& spectra, const std::string& id) {
   std::vector<double> logs;
   std::vector<const SpectrumReport*> all;
-  for (const auto& [stage, spectrum] : spectra) {
+  for (const char* stage : stages) {
+    if (!spectra.count(stage)) continue;
+    const SpectrumReport* spectrum = spectra.at(stage);
     all.push_back(spectrum);
     for (const EigenvalueSample& s : spectrum->eigenvalues)
       if (std::isfinite(s.log_abs)) logs.push_back(log10_abs(s));
@@ -137,6 +129,36 @@ Figure plane_figure(const StageSpectra& spectra, const std::string& id) {
   return figure_of(id, "Complex plane", "", chart);
 }
 
+/// Quantiles of |λ| over the steps of training, if there are three moments or more.
+void add_along_training(std::vector<Figure>& figures, const StageSpectra& spectra, const std::string& id) {
+  std::map<int64_t, std::vector<double>> moments;  // log10|λ|, sorted
+  for (const auto& [stage, spectrum] : spectra)
+    for (const EigenvalueSample& s : spectrum->eigenvalues)
+      if (spectrum->step >= 0 && !std::isnan(s.log_abs)) moments[spectrum->step].push_back(log10_abs(s));
+  if (moments.size() < 3) return;
+  struct Quantile {
+    const char *name, *classes;
+    double share;
+    Series::Kind kind;
+  };
+  const Quantile quantiles[] = {{"95 %", "s5", 0.95, Series::Kind::curve},
+                                {"median", "trained", 0.5, Series::Kind::curve},
+                                {"5 %", "s6", 0.05, Series::Kind::curve}};
+  LineChart chart{"step", "|λ|", "|λ|", {}};
+  chart.log_y = true;
+  chart.reference = 0;
+  for (const Quantile& q : quantiles) {
+    Series series{q.name, q.classes, q.kind, {}, {}, true};
+    for (auto& [step, values] : moments) {
+      std::sort(values.begin(), values.end());
+      series.x.push_back(double(step));
+      series.y.push_back(values[size_t(q.share * double(values.size() - 1) + 0.5)]);
+    }
+    chart.series.push_back(std::move(series));
+  }
+  figures.push_back(figure_of(id + "-along-training", "Along training", "Quantiles of |λ|.", chart));
+}
+
 /// Medians of at most 40 neighbours: what a noisy series does on the whole.
 void smooth(Series& series) {
   const size_t width = (series.x.size() + 39) / 40;
@@ -169,8 +191,17 @@ void add_bins(std::vector<Figure>& figures, const StageSpectra& spectra, const s
 
 std::string run_classes(size_t run) { return fmt::format("s{}", run % series_colours); }
 
-std::string head_title(int layer, int head) {
-  return head < 0 ? fmt::format("Layer {}", layer) : fmt::format("Layer {}, head {}", layer, head);
+std::string head_title(int layer, int head, const std::string& reading) {
+  const std::string title =
+      head < 0 ? fmt::format("Layer {}", layer) : fmt::format("Layer {}, head {}", layer, head);
+  return reading.empty() ? title : fmt::format("{}, {} reading", title, reading);
+}
+
+std::map<HeadKey, StageSpectra> by_head(const RunReport& run) {
+  std::map<HeadKey, StageSpectra> heads;
+  for (const SpectrumReport& s : run.spectra)
+    heads[{s.layer, s.head, s.reading == "exact" ? "" : s.reading}][s.stage] = &s;
+  return heads;
 }
 
 std::string run_prefix(const Report& report, size_t run) {
@@ -237,9 +268,10 @@ std::vector<Figure> curve_figures(const Report& report) {
 std::vector<Figure> heat_figures(const RunReport& run, const std::string& prefix) {
   std::vector<const SpectrumReport*> shown;
   for (const auto& [key, spectra] : by_head(run))
-    if (shown_over_time(spectra))
-      for (const auto& [stage, spectrum] : spectra)
-        if (!spectrum->eigenvalues.empty()) shown.push_back(spectrum);
+    if (shown_over_time(spectra) && std::get<2>(key).empty())
+      for (const char* stage : stages)
+        if (spectra.count(stage) && !spectra.at(stage)->eigenvalues.empty())
+          shown.push_back(spectra.at(stage));
   if (shown.size() < 2) return {};
   const auto [first, last] = time_range(shown);
   std::map<std::string, HeatMap> maps;
@@ -284,7 +316,8 @@ std::vector<Figure> heat_figures(const RunReport& run, const std::string& prefix
 std::vector<HeadFigures> head_figures(const RunReport& run, const std::string& prefix) {
   std::vector<HeadFigures> out;
   for (const auto& [key, spectra] : by_head(run)) {
-    HeadFigures head{key.first, key.second, head_title(key.first, key.second), {}};
+    const auto& [layer, number, reading] = key;
+    HeadFigures head{layer, number, reading, head_title(layer, number, reading), {}};
     const std::string id = fmt::format("{}-{}", prefix, slug(head.title));
     const bool empty = std::all_of(spectra.begin(), spectra.end(),
                                    [](const auto& entry) { return entry.second->eigenvalues.empty(); });
@@ -295,6 +328,7 @@ std::vector<HeadFigures> head_figures(const RunReport& run, const std::string& p
     const bool has_phases = std::any_of(spectra.begin(), spectra.end(),
                                         [](const auto& entry) { return is_complex(*entry.second); });
     if (has_phases) add_bins(head.figures, spectra, id + "-phases", true);
+    add_along_training(head.figures, spectra, id);
     if (!head.figures.empty()) out.push_back(std::move(head));
   }
   return out;

@@ -1,6 +1,8 @@
 #pragma once
 // From runs to figures: which charts a report has.
+#include <map>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "tools/report/data.h"
@@ -19,6 +21,7 @@ struct Figure {
 /// The figures of one layer and head, or of a layer without heads.
 struct HeadFigures {
   int layer, head;
+  std::string reading;
   std::string title;  ///< "Layer 1, head 2"
   std::vector<Figure> figures;
 };
@@ -40,7 +43,12 @@ std::string run_prefix(const Report& report, size_t run);
 /// "s0" …: the colour of the run at this index.
 std::string run_classes(size_t run);
 
-/// "Layer 0, head 3"; "Layer 0" without heads.
-std::string head_title(int layer, int head);
+/// "Layer 0, head 3"; "Layer 0" without heads; followed by the reading if it is not the exact one.
+std::string head_title(int layer, int head, const std::string& reading);
+
+/// A run's spectra by layer, head and reading, each by stage.
+using HeadKey = std::tuple<int, int, std::string>;
+using StageSpectra = std::map<std::string, const SpectrumReport*>;
+std::map<HeadKey, StageSpectra> by_head(const RunReport& run);
 
 }  // namespace eigentrace

@@ -80,14 +80,13 @@ std::string figures_html(const std::vector<Figure>& figures) {
 std::string statistics_table(const RunReport& run) {
   const auto columns = columns_of(run.spectra, [](const SpectrumReport& s) { return s.statistics; });
   if (columns.empty()) return "";
-  std::map<std::pair<int, int>, std::map<std::string, const SpectrumReport*>> rows;
-  for (const SpectrumReport& s : run.spectra) rows[{s.layer, s.head}][s.stage] = &s;
   std::string html =
       "<h3>Statistics, initial → trained</h3>\n<div class=\"table\"><table>\n<thead><tr><th>Spectrum</th>";
   for (const std::string& column : columns) html += fmt::format("<th>{}</th>", esc(column));
   html += "</tr></thead>\n<tbody>\n";
-  for (const auto& [key, at_stage] : rows) {
-    html += fmt::format("<tr><th>{}</th>", head_title(key.first, key.second));
+  for (const auto& [key, at_stage] : by_head(run)) {
+    const auto& [layer, head, reading] = key;
+    html += fmt::format("<tr><th>{}</th>", esc(head_title(layer, head, reading)));
     for (const std::string& column : columns) {
       const auto value = [&](const char* stage) -> const double* {
         const auto found = at_stage.find(stage);
