@@ -2,7 +2,7 @@
 
 #include <fmt/format.h>
 
-#include <cmath>
+#include <algorithm>
 
 #include "tasks/files.h"
 #include "tasks/images.h"
@@ -66,6 +66,31 @@ class Cifar final : public Task {
     return fmt::format("cifar {} example {}: image {} of the {} files\n{}label {} ({})\n", split_name(split),
                        index, i, split == Split::test ? "test" : "training", draw(grey, 32, 32),
                        one.labels[0], kClasses[one.labels[0]]);
+  }
+
+  std::vector<Finding> inspect() const override {
+    constexpr int64_t kFile = 10000;
+    constexpr int kLabels[6][10] = {{1005, 974, 1032, 1016, 999, 937, 1030, 1001, 1025, 981},
+                                    {984, 1007, 1010, 995, 1010, 988, 1008, 1026, 987, 985},
+                                    {994, 1042, 965, 997, 990, 1029, 978, 1015, 961, 1029},
+                                    {1003, 963, 1041, 976, 1004, 1021, 1004, 981, 1024, 983},
+                                    {1014, 1014, 952, 1016, 997, 1025, 980, 977, 1003, 1022},
+                                    {1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000}};
+    std::vector<Finding> findings = {{"records",
+                                      fmt::format("{} training and {} test images, published 50000 and 10000",
+                                                  train_.count(), test_.count()),
+                                      train_.count() == 5 * kFile && test_.count() == kFile}};
+    if (!findings[0].good) return findings;
+    for (int f = 0; f < 6; ++f) {
+      int count[10] = {};
+      const ImageSet& set = f < 5 ? train_ : test_;
+      for (int64_t i = 0; i < kFile; ++i) ++count[set.labels[(f < 5 ? f * kFile : 0) + i]];
+      const bool same = std::equal(count, count + 10, kLabels[f]);
+      findings.push_back(
+          {f < 5 ? fmt::format("data_batch_{}.bin labels", f + 1) : "test_batch.bin labels",
+           same ? "each class as often as published" : "other counts of the classes than published", same});
+    }
+    return findings;
   }
 
  protected:

@@ -146,6 +146,20 @@ class Imdb final : public SequenceTask {
                        one.labels[0] ? "positive" : "negative");
   }
 
+  std::vector<Finding> inspect() const override {
+    std::vector<Finding> findings;
+    for (int s = 0; s < 2; ++s)
+      for (int y = 0; y < 2; ++y)
+        findings.push_back({fmt::format("{}/{}", s ? "test" : "train", y ? "pos" : "neg"),
+                            fmt::format("{} reviews, published 12500", reviews_[s][y].size()),
+                            reviews_[s][y].size() == 12500});
+    const size_t symbols = vocabulary_.symbols().size();
+    if (c_.l_max == 4096 && c_.min_freq == 15)
+      findings.push_back(
+          {"vocabulary", fmt::format("{} symbols, 134 in the published reviews", symbols), symbols == 134});
+    return findings;
+  }
+
  protected:
   int32_t sequence(Split split, int64_t index, int64_t, std::vector<int32_t>& out) const override {
     const auto [review, label] = find(split, index);

@@ -114,6 +114,28 @@ class ListOps final : public SequenceTask {
     return text + fmt::format("\nlabel {}\n", one.labels[0]);
   }
 
+  std::vector<Finding> inspect() const override {
+    if (c_.data_dir.empty()) return {};
+    std::vector<Finding> findings;
+    constexpr size_t kRows[3] = {96000, 2000, 2000};
+    for (int s = 0; s < 3; ++s) {
+      int64_t wrong = 0;
+      for (const ListOpsRow& row : rows_[s]) {
+        try {
+          wrong += listops_value(row.codes) != row.target;
+        } catch (const Error&) {
+          ++wrong;
+        }
+      }
+      const std::string part = split_name(static_cast<Split>(s));
+      findings.push_back({part + " rows", fmt::format("{}, published {}", rows_[s].size(), kRows[s]),
+                          rows_[s].size() == kRows[s]});
+      findings.push_back({part + " values",
+                          fmt::format("{} rows whose Target is not the value of Source", wrong), wrong == 0});
+    }
+    return findings;
+  }
+
  protected:
   int32_t sequence(Split split, int64_t index, int64_t, std::vector<int32_t>& out) const override {
     if (!c_.data_dir.empty()) return append(row(split, index).codes, out), row(split, index).target;

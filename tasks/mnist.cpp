@@ -55,6 +55,13 @@ class Mnist final : public Task {
                        draw(set->image(i), 28, 28), one.labels[0]);
   }
 
+  std::vector<Finding> inspect() const override {
+    return {{"images",
+             fmt::format("{} training and {} test images, published 60000 and 10000", train_.count(),
+                         test_.count()),
+             train_.count() == 60000 && test_.count() == 10000}};
+  }
+
  protected:
   void example(Split split, int64_t index, int64_t b, Batch& out) const override {
     const auto [set, i] = find(split, index);

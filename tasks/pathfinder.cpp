@@ -74,6 +74,23 @@ class Pathfinder final : public Task {
                        one.labels[0] ? "joined" : "not joined");
   }
 
+  std::vector<Finding> inspect() const override {
+    if (c_.data_dir.empty()) return {};
+    int64_t damaged = 0;
+    std::string first;
+    for (const PathfinderEntry& entry : entries_) {
+      const auto file = root_ / entry.file;
+      try {
+        parse_png(read_data(file, kSource), file.string(), c_.resolution, c_.resolution);
+      } catch (const Error& e) {
+        if (damaged++ == 0) first = e.what();
+      }
+    }
+    return {{"images",
+             fmt::format("{} of {} cannot be read{}{}", damaged, entries_.size(), damaged ? ": " : "", first),
+             damaged == 0}};
+  }
+
  protected:
   void example(Split split, int64_t index, int64_t b, Batch& out) const override {
     const PathfinderImage picture = image(split, index);

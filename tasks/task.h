@@ -82,6 +82,13 @@ struct Batch {
 /// Fills batch.sorted_order by a counting sort over the vocabulary (O(B*T + V)); nothing for float inputs.
 void sort_tokens(Batch& batch, int64_t vocabulary);
 
+/// One thing a check of a task found.
+struct Finding {
+  std::string what;  ///< e.g. "records"
+  std::string text;
+  bool good = true;
+};
+
 /// A generator or a data set. Immutable once made, so any number of threads may call it.
 class Task {
  public:
@@ -97,6 +104,8 @@ class Task {
   void make(Split split, std::span<const int64_t> indices, Batch& out, const Padding& padding = {}) const;
   /// What a token is called, e.g. "<pad>" or "x" (empty: ids are their own names). Kept with a checkpoint.
   virtual std::vector<std::string> symbols() const { return {}; }
+  /// What the files behind the task are like, compared with the published set (generators have none).
+  virtual std::vector<Finding> inspect() const { return {}; }
   /// One example as a person can read it.
   virtual std::string show(Split split, int64_t index) const;
 

@@ -7,6 +7,7 @@
 #include <cstdio>
 
 #include "tasks/files.h"
+#include "tasks/sha256.h"
 #include "tasks/token_cache.h"
 #include "tensor/error.h"
 
@@ -63,6 +64,27 @@ class WikiText final : public Task {
     make(split, std::span(&index, 1), one);
     return fmt::format("wikitext {} block {}: {} tokens; the label of each is the next\n{}\n",
                        split_name(split), index, one.time, tokenizer_.decode(one.tokens));
+  }
+
+  std::vector<Finding> inspect() const override {
+    std::vector<Finding> findings;
+    constexpr const char* kPublished[2][2] = {
+        {"encoder.json", "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"},
+        {"vocab.bpe", "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"}};
+    for (const auto& [file, published] : kPublished) {
+      const bool same = sha256(read_data(bpe_folder() / file, kSource)) == published;
+      findings.push_back(
+          {file, same ? "SHA-256 as published" : "SHA-256 differs from the published file's", same});
+    }
+    for (int s = 0; s < 3; ++s) {
+      const Part& part = splits_[s];
+      findings.push_back({fmt::format("{} text", split_name(static_cast<Split>(s))),
+                          fmt::format("{} lines, {} tokens, {} blocks, {} tokens dropped",
+                                      part.text.lines.size(), part.text.ids.size(), part.starts.size(),
+                                      static_cast<int64_t>(part.text.ids.size()) -
+                                          static_cast<int64_t>(part.starts.size()) * c_.block_size)});
+    }
+    return findings;
   }
 
  protected:
