@@ -2,12 +2,12 @@
 #include "tensor/dispatch.h"
 #include "tensor/kernels.h"
 #include "tensor/math.h"
+#include "tensor/normal.h"
 #include "tensor/strided.h"
 
 namespace eigentrace::kernels {
 namespace {
 
-constexpr double inv_sqrt_2 = 0.70710678118654752440, inv_sqrt_2pi = 0.39894228040143267794;
 constexpr double sqrt_2_over_pi = 0.79788456080286535588, gelu_cubic = 0.044715;
 
 // One struct a function: its value and its derivative, neighbours.
@@ -65,11 +65,12 @@ struct Silu {
 struct Gelu {  // x Φ(x), Φ the normal distribution function
   template <class T>
   ET_HD static T value(T x) {
-    return x * T(0.5) * (T(1) + erf(x * T(inv_sqrt_2)));
+    return x * normal(x).cdf;
   }
   template <class T>
   ET_HD static T derivative(T x) {
-    return T(0.5) * (T(1) + erf(x * T(inv_sqrt_2))) + x * T(inv_sqrt_2pi) * fast_exp(T(-0.5) * x * x);
+    const Normal<T> n = normal(x);
+    return n.cdf + x * n.density;
   }
 };
 struct GeluTanh {  // x/2 (1 + tanh(√(2/π)(x + 0.044715 x³))) = x σ(2√(2/π)(x + 0.044715 x³))

@@ -1,0 +1,9 @@
+#include "tests/tensor/build_flags.h"
+
+BuildFlags build_flags_of_cu_files() {
+#ifdef _OPENMP
+  return {__cplusplus, true};
+#else
+  return {__cplusplus, false};
+#endif
+}
