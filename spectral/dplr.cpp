@@ -328,6 +328,7 @@ DplrRealisation dplr_realisation(const DplrChannel& channel, std::span<const Com
   if (static_cast<int64_t>(c.size()) != n)
     fail(fmt::format("dplr_realisation: c: expected {} states like lambda, found {}", n, c.size()));
   if (length < 1) fail(fmt::format("dplr_realisation: length: expected at least 1 step, found {}", length));
+  use_one_blas_thread();
   DplrRealisation r;
   r.a = discretise(channel);
   r.b = discretise_input(channel, b);

@@ -21,15 +21,6 @@ namespace {
 
 constexpr double eps = std::numeric_limits<double>::epsilon();
 
-// One thread per call: callers run many problems side by side, and one thread gives the same bits every time.
-void use_one_thread() {
-  static const bool done = [] {
-    openblas_set_num_threads(1);
-    return true;
-  }();
-  (void)done;
-}
-
 template <class T>
 void check_matrix(const char* function, int64_t n, std::span<const T> a) {
   if (n < 1 || static_cast<int64_t>(a.size()) != n * n)
@@ -129,6 +120,14 @@ EigenResult finish(int64_t n, std::span<const Complex128> a, const std::vector<C
 
 }  // namespace
 
+void use_one_blas_thread() {
+  static const bool done = [] {
+    openblas_set_num_threads(1);
+    return true;
+  }();
+  (void)done;
+}
+
 double EigenResult::max_residual() const {
   return residuals.empty() ? 0 : *std::max_element(residuals.begin(), residuals.end());
 }
@@ -153,7 +152,7 @@ std::vector<int64_t> order_by_angle(std::span<const Complex128> values) {
 
 EigenResult eigen_general(int64_t n, std::span<const Complex128> a, EigenDetail detail) {
   check_matrix("eigen_general", n, a);
-  use_one_thread();
+  use_one_blas_thread();
   const char job = detail == EigenDetail::values ? 'N' : 'V';
   const int64_t kept = job == 'V' ? n * n : 0;
   std::vector<Complex128> work = transposed(n, a), values(n), left(kept), right(kept);
@@ -166,7 +165,7 @@ EigenResult eigen_general(int64_t n, std::span<const Complex128> a, EigenDetail 
 
 EigenResult eigen_general(int64_t n, std::span<const double> a, EigenDetail detail) {
   check_matrix("eigen_general", n, a);
-  use_one_thread();
+  use_one_blas_thread();
   const char job = detail == EigenDetail::values ? 'N' : 'V';
   const int64_t kept = job == 'V' ? n * n : 0;
   std::vector<double> work = transposed(n, a), re(n), im(n), vl(kept), vr(kept);
@@ -199,7 +198,7 @@ HermitianResult eigen_hermitian(int64_t n, std::span<const Complex128> a) {
             "eigen_hermitian: a: expected a Hermitian matrix, found entries ({}, {}) and ({}, {}) that are "
             "not conjugate; use eigen_general",
             i, j, j, i));
-  use_one_thread();
+  use_one_blas_thread();
   HermitianResult result;
   result.n = n, result.values.resize(n);
   std::vector<Complex128> work = transposed(n, a);

@@ -50,6 +50,10 @@ struct HermitianResult {
 /// Eigenvalues and vectors of a Hermitian matrix [n, n] (LAPACK zheevd, lower triangle read).
 HermitianResult eigen_hermitian(int64_t n, std::span<const Complex128> a);
 
+/// OpenBLAS takes one thread a call from now on: problems run side by side instead, and one thread gives the
+/// same bits every time. Every function of this room that calls BLAS or LAPACK says so first.
+void use_one_blas_thread();
+
 /// Angle in (−π, π]: std::arg, with −π (a negative zero imaginary part) taken as π.
 double angle_of(Complex128 z);
 

@@ -146,6 +146,7 @@ PublishedEigenvalues published_s4(std::span<const std::complex<T>> lambda, std::
         "published_s4: lambda, p: expected the same number of states, at least one, found {} and {}", n,
         p.size()));
   if (!(step > 0)) fail(fmt::format("published_s4: step: expected a positive number, found {}", step));
+  use_one_blas_thread();
   // (2/Δ + Λ − PP*) and the inverse of (2/Δ − Λ + PP*) by Woodbury, multiplied in T as the study did.
   const T scale = 2 / step;
   std::vector<C> e(n), forward(n * n), backward(n * n), a(n * n), values(n);

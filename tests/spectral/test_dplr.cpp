@@ -226,6 +226,39 @@ TEST_CASE("dplr: a secular disc holds the eigenvalue of a problem with known roo
   }
 }
 
+TEST_CASE("dplr: secular discs hold what LAPACK finds for poles of any spread, weight and closeness") {
+  int certified = 0;
+  for (uint64_t seed = 0; seed < 60; ++seed) {
+    CAPTURE(seed);
+    Rng rng(seed);
+    const int64_t n = 1 + rng.below(40);
+    const double spread = std::pow(10.0, rng.uniform(-3, 3)), weight = std::pow(10.0, rng.uniform(-4, 1));
+    std::vector<Complex128> lambda, p;
+    for (int64_t k = 0; k < n; ++k) {
+      const bool near = k > 0 && rng.below(8) == 0;  // a pole beside the one before
+      lambda.push_back(near ? lambda[k - 1] + 1e-6 * spread * Complex128(rng.normal(), rng.normal())
+                            : spread * Complex128(-rng.uniform(), rng.normal()));
+      p.push_back(rng.below(8) == 0 ? 0.0
+                                    : std::sqrt(spread) * weight * Complex128(rng.normal(), rng.normal()));
+    }
+    const SecularResult s = secular_eigenvalues(lambda, p);
+    const EigenResult e = eigen_general(n, dplr_state_matrix({lambda, p, 1.0}));
+    REQUIRE(static_cast<int64_t>(s.values.size()) == n);
+    certified += s.certified;
+    std::vector<char> used(n, 0);
+    for (int64_t k = 0; k < n && s.certified; ++k) {
+      int64_t best = -1;
+      for (int64_t j = 0; j < n; ++j)
+        if (!used[j] &&
+            (best < 0 || std::abs(e.values[j] - s.values[k]) < std::abs(e.values[best] - s.values[k])))
+          best = j;
+      used[best] = 1;
+      CHECK(std::abs(e.values[best] - s.values[k]) <= s.radii[k] + 4 * e.error_bounds[best]);
+    }
+  }
+  CHECK(certified >= 55);
+}
+
 TEST_CASE("dplr: log|μ| is exact where |μ| rounds to one") {
   CHECK(log_bilinear_radius({-1e-18, 3}, 0.1) == doctest::Approx(-1e-19 / (1 + 0.15 * 0.15)).epsilon(1e-14));
   CHECK(std::abs(bilinear({-1e-18, 3}, 0.1)) == doctest::Approx(1));
