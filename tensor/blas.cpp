@@ -110,7 +110,7 @@ Tiling::Tiling(int64_t m, int64_t n) : M(m), N(n) {
     const int64_t even = (size + pieces - 1) / pieces;
     return std::clamp((even + 31) / 32 * 32, least, most);
   };
-  rows = piece(std::max<int64_t>(M, 1), wanted_tiles, 128, 512);
+  rows = piece(std::max<int64_t>(M, 1), wanted_tiles, 256, 512);
   row_tiles = std::max<int64_t>((M + rows - 1) / rows, 1);
   const int64_t cuts = (wanted_tiles + row_tiles - 1) / row_tiles;
   cols = cuts == 1 ? std::max<int64_t>(N, 1) : piece(std::max<int64_t>(N, 1), cuts, 256, 4096);

@@ -37,10 +37,17 @@ T row_exp(const T* x, T* y, int64_t n, T shift) {
   return sum;
 }
 
-/// The first j with x_j = largest; 0 if there is none (NaN).
+/// The first j of the largest x_j; 0 where all are NaN.
 template <class T>
-int64_t row_find(const T* x, int64_t n, T largest) {
-  for (int64_t j = 0; j < n; ++j)
+int64_t row_argmax(const T* x, int64_t n) {
+  constexpr int64_t block = 512;
+  T largest = -INFINITY;
+  int64_t start = 0;
+  for (int64_t j = 0; j < n; j += block) {
+    const T top = row_max(x + j, n - j < block ? n - j : block);
+    if (top > largest) largest = top, start = j;
+  }
+  for (int64_t j = start; j < n; ++j)
     if (x[j] == largest) return j;
   return 0;
 }

@@ -22,10 +22,11 @@ void forward_cpu(const Tensor& logits, const LabelledRows& labelled, LossResults
     argmax[m] = -1, largest_and_sum[2 * m] = 0, largest_and_sum[2 * m + 1] = 0, loss[m] = 0;
     if (!view.used(m)) return;
     const T* row = z.data + view.rows[m] * z.stride;
-    const T largest = row_max(row, z.cols);
+    const int64_t best = row_argmax(row, z.cols);
+    const T largest = row[best];
     const T sum = row_exp_sum(row, z.cols, largest);
     const double log_sum = std::log(static_cast<double>(sum));
-    argmax[m] = static_cast<int32_t>(row_find(row, z.cols, largest));
+    argmax[m] = static_cast<int32_t>(best);
     largest_and_sum[2 * m] = largest, largest_and_sum[2 * m + 1] = sum;
     loss[m] = static_cast<double>(largest - row[view.labels[m]]) + log_sum;
   });

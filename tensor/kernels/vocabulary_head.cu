@@ -1,6 +1,7 @@
 // cross_entropy of z = x Wᵀ + b at the labelled rows, by blocks of rows; the logits of one block exist at a
 // time. For each block, in order:
-//   z = x_block Wᵀ + b;  loss and argmax;  dz = w (softmax(z) − onehot) / count, in place of z;
+//   z = x_block Wᵀ + b;  loss and argmax;  dz = w (softmax(z) − onehot) / count, in place of z but
+//   for a factor of the row;
 //   dx_block = dz W;  dW += dzᵀ x_block;  db += Σ_rows dz
 // These are the gradients for dloss = 1. The loss is the last op of a step, so computing them here means that
 // no logit is computed twice; the backward pass only scales them.
@@ -31,28 +32,24 @@ struct Head {
   LabelView labelled;
   int32_t* argmax;
   double* losses;
-  T *gathered, *logits;  // of one block
+  T *gathered, *logits, *factors;  // of one block
   bool wants_gradient;
   int64_t D, V;
 
-  /// Loss, argmax and dz of label m, whose logits are z.
-  void finish_row(int64_t m, T* z) const {
-    argmax[m] = -1, losses[m] = 0;
-    if (!labelled.used(m)) {
-      for (int64_t j = 0; j < V; ++j) z[j] = 0;
-      return;
-    }
-    const int64_t label = labelled.labels[m];
-    const T largest = row_max(z, V), at_label = z[label];
-    argmax[m] = static_cast<int32_t>(row_find(z, V, largest));
+  /// Loss and argmax of label m, whose logits are z; if gradients are wanted, z becomes dz / factor and the
+  /// row of x is scaled by that factor, w / (count Σ exp(z − max)): cheaper than scaling the V logits.
+  void finish_row(int64_t m, T* z, T* x_row, T* factor) const {
+    argmax[m] = -1, losses[m] = 0, *factor = 0;
+    if (!labelled.used(m)) return;  // x_row is zero
+    const int64_t label = labelled.labels[m], best = row_argmax(z, V);
+    const T largest = z[best], at_label = z[label];
+    argmax[m] = static_cast<int32_t>(best);
     const T sum = wants_gradient ? row_exp(z, z, V, largest) : row_exp_sum(z, V, largest);
     losses[m] = static_cast<double>(largest - at_label) + std::log(static_cast<double>(sum));
     if (!wants_gradient) return;
-    const double weight_of_row = labelled.weights[m] * labelled.per_count;
-    const T c = static_cast<T>(weight_of_row / static_cast<double>(sum));
-#pragma omp simd
-    for (int64_t j = 0; j < V; ++j) z[j] *= c;
-    z[label] -= static_cast<T>(weight_of_row);
+    z[label] -= sum;
+    *factor = static_cast<T>(labelled.weights[m] * labelled.per_count / static_cast<double>(sum));
+    for (int64_t j = 0; j < D; ++j) x_row[j] *= *factor;
   }
 
   void gather(int64_t m, T* row) const {
@@ -69,14 +66,15 @@ struct Head {
     });
     parallel_gemm<T>(rows, V, D, 1, Matrix<const T>{gathered, D}, weight.t(), bias ? T(1) : T(0),
                      Matrix<T>{logits, V});
-    parallel_rows(rows, [&](int64_t r) { finish_row(first + r, logits + r * V); });
+    parallel_rows(rows,
+                  [&](int64_t r) { finish_row(first + r, logits + r * V, gathered + r * D, factors + r); });
   }
 };
 
 template <class T>
 void head_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, const LabelledRows& labelled,
-              LossResults results, Tensor& losses, Tensor& gathered, Tensor& logits, Tensor& dx,
-              Tensor& dweight, Tensor& dbias) {
+              LossResults results, Tensor& losses, Tensor& gathered, Tensor& logits, Tensor& factors,
+              Tensor& dx, Tensor& dweight, Tensor& dbias) {
   Head<T> head{.x = rows_of<T>(x, "vocabulary_head: x"),
                .weight = matrix_of<T>(weight, "vocabulary_head: weight"),
                .bias = bias.defined() ? bias.data<T>() : nullptr,
@@ -85,6 +83,7 @@ void head_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, const L
                .losses = losses.data<double>(),
                .gathered = gathered.data<T>(),
                .logits = logits.data<T>(),
+               .factors = factors.data<T>(),
                .wants_gradient = dx.defined() || dweight.defined() || dbias.defined(),
                .D = weight.dim(1),
                .V = weight.dim(0)};
@@ -96,8 +95,12 @@ void head_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, const L
   for (int64_t first = 0; first < M; first += step) {
     const int64_t rows = std::min(step, M - first);
     head.block_logits(first, rows);
-    if (dx.defined())
-      parallel_gemm<T>(rows, D, V, 1, dz, head.weight, 0, Matrix<T>{dx.data<T>() + first * D, D});
+    if (dx.defined()) {
+      T* to = dx.data<T>() + first * D;
+      parallel_gemm<T>(rows, D, V, 1, dz, head.weight, 0, Matrix<T>{to, D});
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t j = 0; j < D; ++j) to[r * D + j] *= head.factors[r];
+    }
     if (dweight.defined())
       parallel_gemm<T>(V, D, rows, 1, dz.t(), rows_x, first == 0 ? T(0) : T(1),
                        matrix_of<T>(dweight, "vocabulary_head: dweight"));
@@ -105,7 +108,7 @@ void head_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, const L
       T* sum = dbias.data<T>();
       for (int64_t r = 0; r < rows; ++r)
 #pragma omp simd
-        for (int64_t j = 0; j < V; ++j) sum[j] += head.logits[r * V + j];
+        for (int64_t j = 0; j < V; ++j) sum[j] += head.factors[r] * head.logits[r * V + j];
     }
   }
   if (M == 0 && dweight.defined())
@@ -152,9 +155,10 @@ void vocabulary_head(Context& ctx, const Tensor& x, const Tensor& weight, const 
   const int64_t M = labelled.rows.numel(), rows = block_rows(M, weight.dim(0), x.dtype());
   Tensor losses = ctx.empty({M}, DType::f64);
   Tensor gathered = ctx.empty({rows, weight.dim(1)}, x.dtype());
-  Tensor logits = ctx.empty({rows, weight.dim(0)}, x.dtype());
+  Tensor logits = ctx.empty({rows, weight.dim(0)}, x.dtype()), factors = ctx.empty({rows}, x.dtype());
   dispatch_floating(ctx, "vocabulary_head", x.dtype(), [&]<class T>() {
-    head_cpu<T>(x, weight, bias, labelled, results, losses, gathered, logits, dx_labelled, dweight, dbias);
+    head_cpu<T>(x, weight, bias, labelled, results, losses, gathered, logits, factors, dx_labelled, dweight,
+                dbias);
   });
 }
 
