@@ -79,6 +79,7 @@ struct Forward {
 
   Tape& tape;
   bool dropout = false;           ///< draw dropout masks
+  bool encoder_dropout = true;    ///< after the encoder too (the published reading draws none there)
   bool batch_statistics = false;  ///< BatchNorm: the batch's own statistics, running ones updated
   /// Sees every mixer right after its recurrence, inside the true pass. A defined result replaces mixed.y.
   std::function<Var(int layer, const Mixer& mixer, const Terms& terms, const Mixed& mixed)> on_mixer;

@@ -159,7 +159,8 @@ class Transformer final : public Model {
 
   Var features(Forward& forward, const ModelInput& input) const override {
     forward.tape.set_scope("encoder");
-    Stream stream{dropout(encode(forward, input), forward.rate(c_.dropout)), {}, 0};
+    const double rate = forward.encoder_dropout ? forward.rate(c_.dropout) : 0.0;
+    Stream stream{dropout(encode(forward, input), rate), {}, 0};
     int layer = 0;
     for (const Block& block : blocks_) stream = block(forward, layer++, stream);
     forward.tape.set_scope("head");

@@ -1,0 +1,129 @@
+#include "tools/spectrum.h"
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+#include "nn/published.h"
+#include "tensor/error.h"
+
+namespace eigentrace {
+
+namespace {
+
+class Collector {
+ public:
+  Collector(const Model& model, const SpectrumRequest& request)
+      : request_(request), layers_(model.mixers().size()) {}
+
+  /// Right after a mixer's recurrence: what the layer computed.
+  void on_mixer(int layer, const Mixer& mixer, const Terms& terms, const Mixed& mixed) {
+    const Realisation system = mixer.realise(terms, mixed);
+    LayerRecord& record = layers_.at(size_t(layer));
+    if (wants_exact()) record.spectrum = read_spectrum(system, layer, request_.reading);
+    if (request_.check) record.replay = replay(system, mixed.y.value(), request_.replay);
+  }
+
+  void on_published(int layer, LayerSpectrum spectrum) {
+    layers_.at(size_t(layer)).published = std::move(spectrum);
+  }
+  bool wants_published() const { return request_.published || request_.compare; }
+
+  std::vector<LayerRecord> finish() {
+    std::vector<LayerRecord> records;
+    for (LayerRecord& record : layers_) {
+      if (request_.compare && record.published)
+        record.comparison = compare_readings(record.spectrum, *record.published);
+      Binning binning = Binning::exact;
+      if (request_.published && !request_.compare) {
+        if (!record.published) continue;
+        record.spectrum = std::move(*record.published);
+        record.published.reset();
+        binning = Binning::published;
+      }
+      record.statistics = layer_statistics(record.spectrum, binning);
+      records.push_back(std::move(record));
+    }
+    return records;
+  }
+
+ private:
+  bool wants_exact() const { return !request_.published || request_.compare; }
+  const SpectrumRequest& request_;
+  std::vector<LayerRecord> layers_;
+};
+
+/// Full float32 for as long as it lives: η never comes out of a TF32 product.
+struct FullPrecision {
+  Context& ctx;
+  Precision before = std::exchange(ctx.precision, Precision::fp32);
+  ~FullPrecision() { ctx.precision = before; }
+};
+
+}  // namespace
+
+SpectrumRecord model_spectra(Context& ctx, const Model& model, const ModelInput& input,
+                             const SpectrumRequest& request) {
+  if (request.dropout && (!request.published || request.compare))
+    fail_usage("model_spectra: dropout: only the published reading draws masks; read the exact one without");
+  const FullPrecision precision{ctx};
+  Collector collector(model, request);
+  Tape tape(ctx, false);
+  Forward forward(tape, model.parameters());
+  forward.dropout = request.dropout;
+  forward.encoder_dropout = false;
+  forward.on_mixer = [&](int layer, const Mixer& mixer, const Terms& terms, const Mixed& mixed) {
+    collector.on_mixer(layer, mixer, terms, mixed);
+    return Var();
+  };
+  if (collector.wants_published())
+    watch_published(forward, model, [&](int layer, LayerSpectrum spectrum) {
+      collector.on_published(layer, std::move(spectrum));
+    });
+  model.features(forward, input);
+  SpectrumRecord record;
+  record.layers = collector.finish();
+  const Shape shape = input.tokens.ids.defined() ? input.tokens.ids.shape() : input.values.shape();
+  record.about = {{"reading", request.published && !request.compare ? "published" : "exact"},
+                  {"sequences", std::to_string(shape[0])},
+                  {"steps", std::to_string(shape[1])},
+                  {"layers", std::to_string(model.mixers().size())},
+                  {"mixer", model.mixers().empty() ? "" : model.mixers()[0]->family()},
+                  {"dtype", name_of(model.parameters().dtype())},
+                  {"dropout", request.dropout ? "yes" : "no"}};
+  return record;
+}
+
+int64_t study_batch(const std::string& task) {
+  if (task.rfind("imdb", 0) == 0 || task.rfind("listops", 0) == 0) return 32;
+  return task.rfind("wikitext", 0) == 0 ? 8 : 64;
+}
+
+Batch spectrum_batch(const Task& task, int64_t examples, bool full_length) {
+  const Split split = task.size(Split::test) > 0         ? Split::test
+                      : task.size(Split::validation) > 0 ? Split::validation
+                                                         : Split::train;
+  std::vector<int64_t> indices(static_cast<size_t>(std::min(examples, task.size(split))));
+  if (indices.empty())
+    fail_usage("spectrum_batch: examples: expected at least 1, found " + std::to_string(examples));
+  std::iota(indices.begin(), indices.end(), 0);
+  Padding padding;
+  if (full_length) padding.time_multiple = task.shape(split).time;
+  Batch batch;
+  task.make(split, indices, batch, padding);
+  sort_tokens(batch, task.shape(split).vocabulary);
+  return batch;
+}
+
+double replay_tolerance(DType dtype, Family family) {
+  if (dtype == DType::f32) return 1e-4;
+  return family == Family::s4 ? 1e-8 : 1e-10;
+}
+
+bool replay_agrees(const SpectrumRecord& record, double tolerance) {
+  return std::all_of(record.layers.begin(), record.layers.end(), [&](const LayerRecord& layer) {
+    return !layer.replay || layer.replay->agrees(tolerance);
+  });
+}
+
+}  // namespace eigentrace
