@@ -159,6 +159,11 @@ TEST_CASE("report: empty, missing and extreme values are drawn or left out, neve
   for (const double log_abs : {0.0, -infinity, infinity, nan, 1e5, -1e5})
     s.eigenvalues.push_back({log_abs, 0, -2});
   s.radius = {{0, 1}, {1, 2, 3}, {}};  // edges and bins that do not match
+  for (int64_t step = 0; step < 4; step++) {
+    s.step = step;
+    s.stage = step == 0 ? "initial" : "step" + std::to_string(step);
+    report.runs[3].spectra.push_back(s);
+  }
   report.runs[2].spectra = {s};
   const std::string html = report_html(report);
   CHECK(fault_of(html) == "");

@@ -41,7 +41,7 @@ std::vector<size_t> thinned(size_t n, size_t most) {
 }
 
 std::string hover_of(const LineChart& chart, const Series& s, size_t i) {
-  const std::string name = chart.series.size() > 1 ? s.name + "\n" : "";
+  const std::string name = chart.series.size() > 1 && s.kind != Series::Kind::dots ? s.name + "\n" : "";
   return fmt::format("{}{} {}: {} {}", name, chart.x_label, short_number(s.x[i]),
                      chart.y_name.empty() ? chart.y_label : chart.y_name, value_text(s.y[i], chart.log_y));
 }

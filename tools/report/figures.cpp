@@ -36,13 +36,15 @@ bool shown_over_time(const StageSpectra& spectra) {
 }
 
 /// What is drawn of a sample: evenly spread over it, so that large samples make no large pages.
-std::vector<EigenvalueSample> drawn(const std::vector<EigenvalueSample>& sample) {
-  constexpr size_t most = 400;
+std::vector<EigenvalueSample> drawn(const std::vector<EigenvalueSample>& sample, size_t most) {
   if (sample.size() <= most) return sample;
   std::vector<EigenvalueSample> out;
   for (size_t i = 0; i < most; i++) out.push_back(sample[i * sample.size() / most]);
   return out;
 }
+
+/// A linear axis shows a factor of twenty well; beyond, powers of ten do. low, high: log10.
+bool wants_powers(double low, double high) { return high - low > 1.3; }
 
 double median(std::vector<double>& values) {
   const auto middle = values.begin() + std::ptrdiff_t(values.size() / 2);
@@ -89,7 +91,7 @@ void add_time_figures(std::vector<Figure>& figures, const StageSpectra& spectra,
       logs.size() / 100;  // a few extremes must not flatten the rest: they are drawn at the edge
   const double low = logs.empty() ? 0 : std::min(0.0, logs[cut]),
                high = logs.empty() ? 0 : std::max(0.0, logs[logs.size() - 1 - cut]);
-  const bool log_y = high - low > 1.3;  // a linear axis shows a factor of twenty well; beyond, powers do
+  const bool log_y = wants_powers(low, high);
   const auto value = [&](double log10_value) { return log_y ? log10_value : std::pow(10.0, log10_value); };
   const auto [first, last] = time_range(all);
   for (const char* stage : stages) {
@@ -98,7 +100,7 @@ void add_time_figures(std::vector<Figure>& figures, const StageSpectra& spectra,
     if (log_y) chart.low = low - 0.04 * (high - low), chart.high = high + 0.04 * (high - low);
     Series dots{"sample", stage, Series::Kind::dots, {}, {}, false},
         line{"median", stage, Series::Kind::curve, {}, {}, false};
-    for (const EigenvalueSample& s : drawn(spectra.at(stage)->eigenvalues)) {
+    for (const EigenvalueSample& s : drawn(spectra.at(stage)->eigenvalues, 240)) {
       dots.x.push_back(double(s.time));
       dots.y.push_back(value(log10_abs(s)));
     }
@@ -125,7 +127,8 @@ double colour_limit(std::vector<double> sizes) {
 Figure plane_figure(const StageSpectra& spectra, const std::string& id) {
   PlaneChart chart;
   for (const char* stage : stages)
-    if (spectra.count(stage)) chart.panels.push_back({stage, stage, drawn(spectra.at(stage)->eigenvalues)});
+    if (spectra.count(stage))
+      chart.panels.push_back({stage, stage, drawn(spectra.at(stage)->eigenvalues, 400)});
   return figure_of(id, "Complex plane", "", chart);
 }
 
@@ -139,20 +142,23 @@ void add_along_training(std::vector<Figure>& figures, const StageSpectra& spectr
   struct Quantile {
     const char *name, *classes;
     double share;
-    Series::Kind kind;
   };
-  const Quantile quantiles[] = {{"95 %", "s5", 0.95, Series::Kind::curve},
-                                {"median", "trained", 0.5, Series::Kind::curve},
-                                {"5 %", "s6", 0.05, Series::Kind::curve}};
+  const Quantile quantiles[] = {{"95 %", "s5", 0.95}, {"median", "trained", 0.5}, {"5 %", "s6", 0.05}};
+  double low = 0, high = 0;
+  for (auto& [step, values] : moments) {
+    std::sort(values.begin(), values.end());
+    if (std::isfinite(values.front())) low = std::min(low, values.front());
+    if (std::isfinite(values.back())) high = std::max(high, values.back());
+  }
   LineChart chart{"step", "|λ|", "|λ|", {}};
-  chart.log_y = true;
-  chart.reference = 0;
+  chart.log_y = wants_powers(low, high);
+  chart.reference = chart.log_y ? 0 : 1;
   for (const Quantile& q : quantiles) {
-    Series series{q.name, q.classes, q.kind, {}, {}, true};
-    for (auto& [step, values] : moments) {
-      std::sort(values.begin(), values.end());
+    Series series{q.name, q.classes, Series::Kind::curve, {}, {}, true};
+    for (const auto& [step, values] : moments) {
+      const double value = values[size_t(q.share * double(values.size() - 1) + 0.5)];
       series.x.push_back(double(step));
-      series.y.push_back(values[size_t(q.share * double(values.size() - 1) + 0.5)]);
+      series.y.push_back(chart.log_y ? value : std::pow(10.0, value));
     }
     chart.series.push_back(std::move(series));
   }
