@@ -8,30 +8,15 @@
 #include <cmath>
 
 #include "autograd/ops_linear.h"
-#include "autograd/ops_norm.h"
 #include "autograd/ops_pointwise.h"
 #include "autograd/ops_shape.h"
 #include "nn/mixers/attention.h"
 #include "nn/model.h"
+#include "nn/models/stream.h"
 #include "tensor/error.h"
 
 namespace eigentrace {
 namespace {
-
-/// The residual stream: x + dropout(branch, rate). The branch stays apart until a LayerNorm adds it in the
-/// same pass over memory.
-struct Stream {
-  Var x, branch;
-  double rate = 0;
-};
-
-Var sum_of(const Stream& s) { return s.branch.defined() ? add(s.x, dropout(s.branch, s.rate)) : s.x; }
-
-/// (stream summed, normed).
-ResidualNorm norm_of(const Forward& forward, const LayerNorm& norm, const Stream& s) {
-  if (!s.branch.defined()) return {s.x, norm(forward, s.x)};
-  return residual_layer_norm(s.x, s.branch, s.rate, forward(norm.weight), forward(norm.bias), norm.epsilon);
-}
 
 /// What acts on each position alone. Its last dropout is left to the stream.
 class ChannelMixer {
