@@ -20,7 +20,7 @@ std::vector<std::string> fixtures() {
 void hold_all(DType dtype) {
   std::set<std::string> quantities;
   const std::vector<std::string> paths = fixtures();
-  CHECK(paths.size() == 20);
+  CHECK(paths.size() == 40);
   for (const std::string& path : paths) {
     Context ctx;
     ctx.poison = true;
@@ -30,8 +30,8 @@ void hold_all(DType dtype) {
     }
     CHECK(ctx.slab().in_use() == 0);
   }
-  for (const char* q :
-       {"parameters", "output", "loss", "gradients", "mixer_in", "mixer_out", "eigenvalues", "after3"})
+  for (const char* q : {"parameters", "output", "loss", "gradients", "mixer_in", "mixer_out", "eigenvalues",
+                        "statistics", "loss_per_step", "after3", "after3_conj"})
     CHECK_MESSAGE(quantities.count(q) == 1, q << " was never compared");
 }
 
