@@ -13,6 +13,7 @@
 #include "nn/config/node.h"
 #include "nn/model.h"
 #include "nn/optimiser.h"
+#include "nn/published.h"
 #include "spectral/reading.h"
 #include "tensor/error.h"
 #include "tensor/io/safetensors.h"
@@ -99,6 +100,7 @@ class Comparison {
     if (!load()) return rows_;
     output();
     pass_with_gradients();
+    published_eigenvalues();
     if (fixture_.text("optimizer") != "null") {
       steps("after3", true);
       if (!fixture_.below("after3_conj/").empty()) steps("after3_conj", false);
@@ -219,21 +221,22 @@ class Comparison {
     for (size_t i = 0; i < buffers.size(); ++i) model_->parameters().buffers()[i].value.assign(buffers[i]);
   }
 
-  void eigenvalues(int layer, const Mixer& mixer, const Terms& terms, const Mixed& mixed) {
-    const std::string name = fmt::format("eig/{}", layer);
-    const LayerSpectrum spectrum = read_spectrum(mixer.realise(terms, mixed), layer);
+  /// tensor: "eig/0" as /re and /im, or real alone.
+  void eigenvalues(const std::string& quantity, const std::string& name, const LayerSpectrum& spectrum) {
     Values re, im;
     for (size_t i = 0; i < spectrum.log_abs.size(); ++i) {
       const double radius = std::exp(spectrum.log_abs[i]), angle = spectrum.arg.empty() ? 0 : spectrum.arg[i];
       re.push_back(radius * std::cos(angle)), im.push_back(radius * std::sin(angle));
     }
-    const Values want_re = fixture_.values(name + "/re"), want_im = fixture_.values(name + "/im");
+    const bool real = !fixture_.has(name + "/im");
+    const Values want_re = fixture_.values(real ? name : name + "/re");
+    const Values want_im = real ? Values(want_re.size(), 0.0) : fixture_.values(name + "/im");
     if (spectrum.kind == SpectrumKind::fixed_per_channel && want_re.size() == re.size())
       match_rows(spectrum.shape[1], want_re, want_im, re, im);
     double scale = 0;
     for (size_t i = 0; i < want_re.size(); ++i) scale = std::max(scale, std::hypot(want_re[i], want_im[i]));
-    compare("eigenvalues", name + "/re", re, want_re, scale);
-    compare("eigenvalues", name + "/im", im, want_im, scale);
+    compare(quantity, name + "/re", re, want_re, scale);
+    compare(quantity, name + "/im", im, want_im, scale);
   }
   /// Orders each row's eigenvalues as the reference: near ties of the angle may be sorted either way.
   static void match_rows(int64_t width, const Values& want_re, const Values& want_im, Values& re,
@@ -250,6 +253,21 @@ class Comparison {
       }
   }
 
+  /// What the published analysis makes of the same layers.
+  void published_eigenvalues() {
+    std::set<std::string> due;
+    for (const std::string& name : fixture_.below("eig_paper/")) due.insert(name.substr(0, name.find('/')));
+    if (due.empty()) return;
+    Tape tape(ctx_, false);
+    Forward forward(tape, model_->parameters());
+    watch_published(forward, *model_, [&](int layer, const LayerSpectrum& spectrum) {
+      if (due.erase(std::to_string(layer)) > 0)
+        eigenvalues("published", fmt::format("eig_paper/{}", layer), spectrum);
+    });
+    model_->features(forward, input_);
+    for (const std::string& layer : due) put("published", "eig_paper/" + layer, INFINITY, "was not read");
+  }
+
   void pass_with_gradients() {
     std::vector<Values> buffers;
     for (const Buffer& b : model_->parameters().buffers()) buffers.push_back(b.value.to_vector<double>());
@@ -257,7 +275,8 @@ class Comparison {
       Tape tape(ctx_);
       Forward forward = forward_on(tape);
       forward.on_mixer = [&](int layer, const Mixer& mixer, const Terms& terms, const Mixed& mixed) {
-        eigenvalues(layer, mixer, terms, mixed);
+        eigenvalues("eigenvalues", fmt::format("eig/{}", layer),
+                    read_spectrum(mixer.realise(terms, mixed), layer));
         return Var();
       };
       forward.on_mixer_output = [&](int layer, const Var& in, const Var& out) {

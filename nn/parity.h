@@ -31,7 +31,8 @@ struct ParityRow {
 };
 
 /// Builds the model from the file's metadata, runs it in `dtype` and compares. Quantities: parameters (names
-/// and shapes), output, loss, gradients, mixer_in, mixer_out, eigenvalues, statistics (BatchNorm's),
+/// and shapes), output, loss, gradients, mixer_in, mixer_out, eigenvalues, published
+/// (the published analysis' eigenvalues), statistics (BatchNorm's),
 /// loss_per_step, after3, after3_conj; those the file has. Errors: not a file of that format.
 std::vector<ParityRow> run_parity(Context& ctx, const std::string& path, DType dtype);
 

@@ -31,7 +31,7 @@ void hold_all(DType dtype) {
     CHECK(ctx.slab().in_use() == 0);
   }
   for (const char* q : {"parameters", "output", "loss", "gradients", "mixer_in", "mixer_out", "eigenvalues",
-                        "statistics", "loss_per_step", "after3", "after3_conj"})
+                        "published", "statistics", "loss_per_step", "after3", "after3_conj"})
     CHECK_MESSAGE(quantities.count(q) == 1, q << " was never compared");
 }
 
