@@ -63,6 +63,51 @@ TEST_CASE("spectrum: every attention layer of a model is replayed from its own t
       }
 }
 
+TEST_CASE("spectrum: every layer of the state space families is replayed, read and compared") {
+  struct Case {
+    const char* model;
+    Family family;
+    SpectrumKind kind;
+    bool published;
+  };
+  const std::string mamba =
+      "layer: mamba\nnum_layers: 2\nhidden_dim: 16\nstate_dim: 8\nnum_heads: 2\nconv_dim: 3\nglu: True\n"
+      "dropout: 0.2\nvocab_size: 40\ntoken_embedding: True\noutput_dim: 40\npooling: none\n";
+  const std::string ssm =
+      "num_layers: 2\nhidden_dim: 12\nstate_dim: 8\nactivation: full_glu\ndropout: 0.2\nnorm: batch\n"
+      "seq_len: 63\ninput_dim: 40\noutput_dim: 40\npooling: none\n";
+  const Case cases[] = {{"", Family::mamba2, SpectrumKind::time_varying, true},
+                        {"expansion: 2\n", Family::mamba2, SpectrumKind::time_varying, true},
+                        {"pseudoLTI: True\n", Family::mamba2_pseudo_lti, SpectrumKind::fixed_per_head, true},
+                        {"version: mamba1\n", Family::mamba1, SpectrumKind::selective, false},
+                        {"layer: lru\n", Family::lru, SpectrumKind::fixed, true},
+                        {"layer: s5\nnum_blocks: 2\n", Family::s5, SpectrumKind::fixed, true},
+                        {"layer: s5\nnum_blocks: 2\nbidirectional: True\ndiscretization: bilinear\n",
+                         Family::s5, SpectrumKind::fixed, true},
+                        {"layer: s4\n", Family::s4, SpectrumKind::fixed_per_channel, true}};
+  for (const Case& c : cases)
+    for (const DType dtype : {DType::f64, DType::f32}) {
+      std::string text = c.model;
+      text += text.find("layer:") == std::string::npos ? mamba : ssm;
+      if (c.family == Family::mamba1) text.erase(text.find("num_heads: 2\n"), 13);  // not read
+      CAPTURE(text);
+      const auto model = make_model(read_model_config(text), 3, dtype);
+      Context ctx;
+      ctx.poison = true;
+      SpectrumRequest request;
+      request.check = request.compare = true;
+      const SpectrumRecord record = model_spectra(ctx, *model, tokens(2, 63), request);
+      REQUIRE(record.layers.size() == 2);
+      for (const LayerRecord& layer : record.layers) {
+        CHECK(layer.spectrum.family == c.family);
+        CHECK(layer.spectrum.kind == c.kind);
+        CHECK(layer.replay->layer.y_norm > 0);
+        CHECK(layer.replay->layer.relative_error < replay_tolerance(dtype, c.family));
+        CHECK(layer.comparison.has_value() == c.published);
+      }
+    }
+}
+
 TEST_CASE("spectrum: both readings of one pass, and their difference") {
   for (const AttentionKind kind : kinds) {
     const auto model = make_model(ModelConfig(transformer(kind)), 3, DType::f64);
