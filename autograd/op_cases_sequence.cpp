@@ -92,6 +92,7 @@ std::vector<OpCase> op_cases_sequence() {
   cases.push_back(embedding_case("one token only", true, false, 1));
   cases.push_back(embedding_case("table and bias", false, true, 63));
   cases.push_back(conv_case("4 taps with SiLU", 4, true, 63, 7));
+  cases.push_back(conv_case("4 taps, whole strips of channels", 4, true, 63, 128));
   cases.push_back(conv_case("4 taps", 4, false, 100, 100));
   cases.push_back(conv_case("1 tap with SiLU", 1, true, 7, 63));
   cases.push_back(conv_case("more taps than steps", 7, true, 3, 5));

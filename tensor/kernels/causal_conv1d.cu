@@ -100,11 +100,12 @@ struct GatherParameters {  // dw[c, k], db[c] from their sums [K + 1, C]
   }
 };
 
-// --- CPU: an item is a strip of channels over a block of time ---
+// --- CPU: an item is a strip of channels over a block of time. whole_strips: every strip is full, so that
+// the inner loops have a fixed length ---
 
 /// z of n channels from `c` at step t; w: the strip's taps as [K, strip].
 template <class T>
-void pre_activation(const Conv<T>& conv, const T* w, int64_t b, int64_t t, int64_t c, int64_t n, T* z) {
+ET_HD void pre_activation(const Conv<T>& conv, const T* w, int64_t b, int64_t t, int64_t c, int64_t n, T* z) {
   const T* bias = conv.bias + c;
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) z[i] = bias[i];
@@ -125,13 +126,13 @@ std::vector<T> strip_taps(const Conv<T>& conv, int64_t c, int64_t n) {
   return w;
 }
 
-template <class T>
+template <bool whole_strips, class T>
 void forward_cpu(const Conv<T>& conv, T* y) {
   const int64_t strips = (conv.channels + channel_strip - 1) / channel_strip;
   const int64_t blocks = (conv.time + time_block - 1) / time_block;
   parallel_rows(conv.batch * blocks * strips, [&](int64_t item) {
     const int64_t c = item % strips * channel_strip, b = item / strips / blocks;
-    const int64_t n = std::min(channel_strip, conv.channels - c);
+    const int64_t n = whole_strips ? channel_strip : std::min(channel_strip, conv.channels - c);
     const int64_t begin = item / strips % blocks * time_block;
     const std::vector<T> w = strip_taps(conv, c, n);
     T z[channel_strip];
@@ -157,13 +158,13 @@ struct Gradients {
   T* partial;  // [B · blocks, K + 1, C] or null
 };
 
-template <class T>
+template <bool whole_strips, class T>
 void backward_cpu(const Conv<T>& conv, const Gradients<T>& g) {
   const int64_t strips = (conv.channels + channel_strip - 1) / channel_strip;
   const int64_t blocks = (conv.time + time_block - 1) / time_block, taps = conv.taps;
   parallel_rows(conv.batch * blocks * strips, [&](int64_t item) {
     const int64_t c = item % strips * channel_strip, b = item / strips / blocks;
-    const int64_t n = std::min(channel_strip, conv.channels - c);
+    const int64_t n = whole_strips ? channel_strip : std::min(channel_strip, conv.channels - c);
     const int64_t begin = item / strips % blocks * time_block, end = std::min(begin + time_block, conv.time);
     const std::vector<T> w = strip_taps(conv, c, n);
     std::vector<T> dz(static_cast<size_t>((time_tile + taps) * channel_strip));
@@ -246,8 +247,10 @@ void causal_conv1d(Context& ctx, const Tensor& x, const Tensor& weight, const Te
     const Conv<T> conv = conv_of<T>(x, weight, bias, silu);
     if (ctx.device().is_cuda())
       for_each_index(ctx, x.numel(), Forward<T>{conv, y.data<T>()});
+    else if (conv.channels % channel_strip == 0)
+      forward_cpu<true>(conv, y.data<T>());
     else
-      forward_cpu(conv, y.data<T>());
+      forward_cpu<false>(conv, y.data<T>());
   });
 }
 
@@ -276,7 +279,11 @@ void causal_conv1d_backward(Context& ctx, const Tensor& x, const Tensor& weight,
         for_each_index(ctx, partial.numel(),
                        BackwardParameters<T>{conv, dy.data<T>(), dy.stride(0), dy.stride(1), blocks, part});
     } else {
-      backward_cpu(conv, Gradients<T>{dy.data<T>(), dy.stride(0), dy.stride(1), to, dx_batch, dx_time, part});
+      const Gradients<T> g{dy.data<T>(), dy.stride(0), dy.stride(1), to, dx_batch, dx_time, part};
+      if (conv.channels % channel_strip == 0)
+        backward_cpu<true>(conv, g);
+      else
+        backward_cpu<false>(conv, g);
     }
   });
   if (!parameters) return;

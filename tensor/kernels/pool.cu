@@ -71,6 +71,52 @@ void sum_cpu(const Forward<T>& f, int64_t batch) {
   });
 }
 
+/// CPU: maxima of a strip of columns and where they are; a NaN is larger than everything and stays.
+template <class T>
+void max_cpu(const Forward<T>& f, int64_t batch) {
+  constexpr int64_t strip = 64;
+  const int64_t strips = (f.width + strip - 1) / strip;
+  parallel_rows(batch * strips, [&](int64_t item) {
+    const int64_t b = item / strips, column = item % strips * strip, n = f.steps(b);
+    const int64_t columns = std::min(strip, f.width - column);
+    T values[strip] = {};
+    int32_t at[strip];
+    std::fill_n(at, strip, n > 0 ? 0 : -1);
+    const T* first = f.x + b * f.batch_stride + column;
+    if (n > 0) std::copy_n(first, columns, values);
+    for (int64_t t = 1; t < n; ++t) {
+      const T* row = first + t * f.time_stride;
+#pragma omp simd
+      for (int64_t i = 0; i < columns; ++i) {
+        const bool larger = row[i] > values[i] || (row[i] != row[i] && values[i] == values[i]);
+        at[i] = larger ? static_cast<int32_t>(t) : at[i];
+        values[i] = larger ? row[i] : values[i];
+      }
+    }
+    std::copy_n(values, columns, f.y + b * f.width + column);
+    std::copy_n(at, columns, f.argmax + b * f.width + column);
+  });
+}
+
+/// CPU: mean, sum, first and last backward: each step gets dy over a divisor, or nothing.
+template <class T>
+void backward_cpu(Pool how, const Rows<T>& dy, const Steps& steps, T* dx, int64_t batch, int64_t batch_stride,
+                  int64_t time_stride) {
+  parallel_rows(batch * steps.time, [&](int64_t row) {
+    const int64_t b = row / steps.time, t = row % steps.time, n = steps(b);
+    const bool chosen = how == Pool::first ? t == 0 && n > 0 : how == Pool::last ? t == n - 1 : t < n;
+    const T divisor = how == Pool::mean && n > 0 ? static_cast<T>(n) : T(1);
+    const T* g = dy.data + b * dy.stride;
+    T* to = dx + b * batch_stride + t * time_stride;
+    if (!chosen) {
+      std::fill_n(to, dy.cols, T(0));
+    } else {
+#pragma omp simd
+      for (int64_t i = 0; i < dy.cols; ++i) to[i] = g[i] / divisor;
+    }
+  });
+}
+
 template <class T>
 struct BackwardOf {
   Pool how;
@@ -115,6 +161,7 @@ void pool(Context& ctx, Pool how, const Tensor& x, const Tensor& lengths, const 
                        how == Pool::max ? argmax.data<int32_t>() : nullptr,
                        x.dim(2)};
     if (!ctx.device().is_cuda() && (how == Pool::mean || how == Pool::sum)) return sum_cpu(f, x.dim(0));
+    if (!ctx.device().is_cuda() && how == Pool::max) return max_cpu(f, x.dim(0));
     for_each_in_rows(ctx, x.dim(0), x.dim(2), f);
   });
 }
@@ -123,6 +170,9 @@ void pool_backward(Context& ctx, Pool how, const Tensor& lengths, const Tensor& 
                    const Tensor& argmax, const Tensor& dy, Tensor& dx) {
   const Steps steps = steps_of(dx, lengths, valid_time);
   dispatch_floating(ctx, "pool_backward", dx.dtype(), [&]<class T>() {
+    if (!ctx.device().is_cuda() && how != Pool::max)
+      return backward_cpu(how, rows_of<T>(dy, "pool_backward: dy"), steps, dx.data<T>(), dx.dim(0),
+                          dx.stride(0), dx.stride(1));
     for_each_in_rows(ctx, dx.dim(0) * dx.dim(1), dx.dim(2),
                      BackwardOf<T>{how, rows_of<T>(dy, "pool_backward: dy"), steps,
                                    how == Pool::max ? argmax.data<int32_t>() : nullptr, dx.data<T>(),

@@ -4,6 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
+#include <string>
+#include <vector>
 
 #include "autograd/op_cases.h"
 
@@ -53,6 +56,17 @@ double difference(const std::vector<double>& x, const std::vector<double>& y) {
 }
 
 }  // namespace
+
+TEST_CASE("ops: every op has a case, and the names of cases tell them apart") {
+  std::vector<int> counts(op_count);
+  std::set<std::string> names;
+  for (const OpCase& op_case : op_cases()) {
+    ++counts[static_cast<size_t>(op_case.op)];
+    CHECK_MESSAGE(names.insert(op_case.name).second, op_case.name);
+  }
+  for (int op = 0; op < op_count; ++op)
+    CHECK_MESSAGE(counts[static_cast<size_t>(op)] > 0, name_of(static_cast<Op>(op)));
+}
 
 TEST_CASE("ops: every gradient agrees with central differences, in poisoned memory") {
   const OneThread one_thread;

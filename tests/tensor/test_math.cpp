@@ -66,6 +66,19 @@ TEST_CASE("math: the float normal distribution keeps its digits, far into the lo
   CHECK(normal(1e30f).cdf == 1);
 }
 
+TEST_CASE("math: log1p_unit is within 2.7 ulp, softplus within 3.6") {
+  const double unit = worst_ulps(
+      0, 1, [](float u) { return log1p_unit(u); },
+      [](float u) { return std::log1p(static_cast<double>(u)); });
+  const double whole = worst_ulps(
+      -87, 1e30f, [](float x) { return softplus(x); },
+      [](float x) { return x > 50 ? static_cast<double>(x) : std::log1p(std::exp(static_cast<double>(x))); });
+  CAPTURE(unit);
+  CAPTURE(whole);
+  CHECK(unit < 2.7);
+  CHECK(whole < 3.6);
+}
+
 TEST_CASE("math: sigmoid and softplus neither overflow nor lose the tail") {
   for (float x : {-100.0f, -90.0f, -20.0f, -1.0f, 0.0f, 3.0f, 50.0f, 100.0f}) {
     const double exact = 1 / (1 + std::exp(-static_cast<double>(x)));
