@@ -147,8 +147,8 @@ BpeTokenizer::BpeTokenizer(std::string_view encoder_json, std::string_view vocab
   std::unordered_map<std::string, int32_t> id_of;
   ObjectReader(encoder_json, encoder_name).read([&](const std::string& written, int64_t id) {
     std::string bytes;
-    if (id < 0 || id >= 1 << 24)
-      fail(fmt::format("{}: token '{}': expected an id from 0 to 2^24, found {}", encoder_name, written, id));
+    if (id < 0 || id >= 1 << 20)
+      fail(fmt::format("{}: token '{}': expected an id below 2^20, found {}", encoder_name, written, id));
     if (!to_bytes(written, bytes))
       fail(fmt::format("{}: token '{}' (id {}) holds a character that stands for no byte", encoder_name,
                        written, id));

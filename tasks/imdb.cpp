@@ -66,22 +66,25 @@ void read_archive(const std::filesystem::path& file, Reviews& reviews) {
   const std::unique_ptr<archive, int (*)(archive*)> in(archive_read_new(), archive_read_free);
   archive_read_support_filter_all(in.get());
   archive_read_support_format_tar(in.get());
-  const auto check = [&](int64_t result) {
-    if (result < ARCHIVE_WARN)
-      fail_data(file, fmt::format("the archive cannot be read ({})", archive_error_string(in.get())),
-                kSource);
-    return result;
+  const auto broken = [&] {
+    const char* reason = archive_error_string(in.get());
+    fail_data(file, fmt::format("the archive cannot be read ({})", reason != nullptr ? reason : "damaged"),
+              kSource);
   };
-  check(archive_read_open_filename(in.get(), file.c_str(), 1 << 20));
+  if (archive_read_open_filename(in.get(), file.c_str(), 1 << 20) != ARCHIVE_OK) broken();
   archive_entry* entry = nullptr;
-  while (check(archive_read_next_header(in.get(), &entry)) != ARCHIVE_EOF) {
+  for (;;) {
+    const int state = archive_read_next_header(in.get(), &entry);
+    if (state == ARCHIVE_EOF) break;
+    if (state != ARCHIVE_OK && state != ARCHIVE_WARN) broken();
     const char* name = archive_entry_pathname(entry);
     int split = 0, label = 0;
     int64_t id = 0;
     if (name == nullptr || !place(name, split, label, id)) continue;
     std::string text;
     char buffer[1 << 14];
-    for (int64_t n; (n = check(archive_read_data(in.get(), buffer, sizeof buffer))) > 0;) {
+    for (int64_t n; (n = archive_read_data(in.get(), buffer, sizeof buffer)) != 0;) {
+      if (n < 0) broken();
       text.append(buffer, static_cast<size_t>(n));
       if (text.size() > 1 << 24) fail_data(file, fmt::format("{} is too long for a review", name), kSource);
     }

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <utf8proc.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstdlib>
 #include <cstring>
@@ -120,8 +121,9 @@ bool read_tokens(std::string_view bytes, uint64_t key, TokenisedText& text) {
   std::memcpy(&check, bytes.data() + bytes.size() - sizeof check, sizeof check);
   if (check != digest(bytes.substr(0, bytes.size() - sizeof check))) return false;
   text.lines.resize(header.lines), text.ids.resize(header.ids);
-  std::memcpy(text.lines.data(), bytes.data() + sizeof header, header.lines * 4);
-  std::memcpy(text.ids.data(), bytes.data() + sizeof header + header.lines * 4, header.ids * 2);
+  const char* data = bytes.data() + sizeof header;  // copied byte by byte: a vector of none has no address
+  std::copy_n(data, header.lines * 4, reinterpret_cast<char*>(text.lines.data()));
+  std::copy_n(data + header.lines * 4, header.ids * 2, reinterpret_cast<char*>(text.ids.data()));
   int64_t total = 0;
   for (int32_t n : text.lines) {
     if (n < 0) return false;
