@@ -3,6 +3,7 @@
 #include <cblas.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <climits>
 #include <cstdlib>
 
@@ -83,11 +84,17 @@ Matrix<T> matrix_of(const Tensor& tensor, const char* what) {
 template Matrix<float> matrix_of(const Tensor&, const char*);
 template Matrix<double> matrix_of(const Tensor&, const char*);
 
+namespace {
+std::atomic<int64_t> operations{0};
+}
+int64_t gemm_operations() { return operations.load(std::memory_order_relaxed); }
+
 template <class T>
 void gemm(int64_t M, int64_t N, int64_t K, T alpha, Matrix<const T> a, Matrix<const T> b, T beta,
           Matrix<T> c) {
   if (c.transposed) return gemm<T>(N, M, K, alpha, b.t(), a.t(), beta, c.t());
   if (M <= 0 || N <= 0) return;
+  operations.fetch_add(2 * M * N * K, std::memory_order_relaxed);
   use_one_thread();
   const auto layout = [](const Matrix<const T>& x) { return x.transposed ? CblasTrans : CblasNoTrans; };
   const int m = checked_int(M), n = checked_int(N), k = checked_int(K);

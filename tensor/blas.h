@@ -42,6 +42,9 @@ template <class T>
 void gemm(int64_t M, int64_t N, int64_t K, T alpha, Matrix<const T> a, Matrix<const T> b, T beta,
           Matrix<T> c);
 
+/// Floating-point operations (2MNK a product) asked of gemm since the program started: what benchmarks count.
+int64_t gemm_operations();
+
 /// How a product [M,N] is cut into tiles for threads: about square pieces of 256 to 512 rows, fewer rows and
 /// a cut along the columns where the matrix is low and wide.
 struct Tiling {

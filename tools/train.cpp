@@ -1,0 +1,73 @@
+// `eigentrace train`: a run from a configuration, or on from its checkpoint.
+#include <fmt/format.h>
+
+#include <filesystem>
+
+#include "tensor/error.h"
+#include "tensor/io/file.h"
+#include "tools/commands.h"
+#include "tools/progress.h"
+#include "tools/trainer.h"
+
+namespace eigentrace {
+namespace {
+
+DType parse_dtype(const std::string& name) {
+  if (name == "f32") return DType::f32;
+  if (name == "f64") return DType::f64;
+  fail_usage(fmt::format("--dtype: f32 or f64 expected, found '{}'", name));
+}
+
+void explain(const LoadedConfig& loaded) {
+  fmt::print("{}", to_yaml(loaded.config));
+  for (const std::string& notice : loaded.notices) fmt::print("# {}\n", notice);
+  if (loaded.notices.empty()) fmt::print("# every key has an effect\n");
+}
+
+}  // namespace
+
+int train_command(const TrainOptions& options) {
+  if (options.config.empty() == options.resume.empty())
+    fail_usage("train: give a configuration file, or --resume with a run folder");
+  TrainerOptions how;
+  how.device = parse_device(options.device);
+  how.dtype = parse_dtype(options.dtype);
+
+  std::unique_ptr<Trainer> trainer;
+  std::string path = options.resume;
+  if (!options.resume.empty()) {
+    if (!options.set.empty() || options.explain)
+      fail_usage("train: --set and --explain do not go with --resume: a run goes on as it was configured");
+    trainer = Trainer::resume(RunFolder::open(path), how);
+  } else {
+    const LoadedConfig loaded = read_config_file(options.config, options.set);
+    if (options.explain) {
+      explain(loaded);
+      return 0;
+    }
+    for (const std::string& notice : loaded.notices) fmt::print(stderr, "note: {}\n", notice);
+    path = options.out.empty() ? "runs/" + std::filesystem::path(options.config).stem().string() : options.out;
+    const RunFolder folder = RunFolder::create(path, options.force);
+    trainer = std::make_unique<Trainer>(loaded.config, folder, how);
+  }
+  fmt::print(stderr, "{} on {} ({})\n", bold(path), to_string(how.device), describe(how.device));
+
+  const RunInfo info = trainer->run();
+  const RunFolder folder = RunFolder::open(path);
+  const std::vector<MetricsRow> rows = folder.read_metrics();
+  if (options.json) {
+    fmt::print("{}", read_file(folder.info_file()));
+  } else {
+    fmt::print("{}: {} after step {} of {} ({}), {}\n", path, info.state, info.step, info.total_steps, info.reason,
+               format_duration(info.wall_seconds));
+    for (auto row = rows.rbegin(); row != rows.rend(); ++row)
+      if (row->split != "train") {
+        fmt::print("{}: {} loss {:.4f}, accuracy {:.4f} at step {}\n", path, row->split, row->loss, row->accuracy,
+                   row->step);
+        break;
+      }
+  }
+  return 0;
+}
+
+}  // namespace eigentrace

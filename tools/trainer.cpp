@@ -1,0 +1,315 @@
+#include "tools/trainer.h"
+
+#include <fmt/format.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <csignal>
+#include <filesystem>
+
+#include "tensor/blas.h"
+#include "tensor/error.h"
+#include "tensor/io/file.h"
+#include "tools/progress.h"
+#include "tools/version.h"
+
+namespace eigentrace {
+namespace {
+
+volatile std::sig_atomic_t stop_signal = 0;
+
+/// While it lives, SIGINT and SIGTERM only set a flag, which the training loop reads after each step. A second signal
+/// of the same kind ends the program at once.
+class SignalGuard {
+ public:
+  SignalGuard() {
+    stop_signal = 0;
+    struct sigaction action = {};
+    action.sa_handler = [](int signal) { stop_signal = signal; };
+    action.sa_flags = static_cast<int>(SA_RESETHAND);
+    sigaction(SIGINT, &action, &old_int_);
+    sigaction(SIGTERM, &action, &old_term_);
+  }
+  ~SignalGuard() {
+    sigaction(SIGINT, &old_int_, nullptr);
+    sigaction(SIGTERM, &old_term_, nullptr);
+  }
+  SignalGuard(const SignalGuard&) = delete;
+  SignalGuard& operator=(const SignalGuard&) = delete;
+
+ private:
+  struct sigaction old_int_, old_term_;
+};
+
+LossAverage loss_average(const RunConfig& config) {
+  return config.train.loss_mean == LossMean::all_positions ? LossAverage::all_positions : LossAverage::labelled;
+}
+
+/// S4, S5 and LRU pool over the valid length; the others over the padded batch, as the study does.
+bool masked_pooling(const Model& model, const Task& task) {
+  return std::holds_alternative<SsmConfig>(model.config()) && !task.shape(Split::train).fixed_length;
+}
+
+double scalar(const Tensor& tensor) { return tensor.to_vector<double>()[0]; }
+
+}  // namespace
+
+Evaluation evaluate(Context& ctx, const Model& model, const Task& task, Split split, int64_t batch_size,
+                    bool mean_of_batches) {
+  LoaderOptions options;
+  options.batch_size = std::min(batch_size, task.size(split));
+  options.shuffle = false;
+  options.epochs = 1;
+  options.pad_last = true;
+  Loader loader(task, split, options);
+  DeviceBatch data(ctx.device(), model.parameters().dtype());
+  double loss = 0, correct = 0, labels = 0, batch_loss = 0, batch_accuracy = 0, batches = 0;
+  while (const Batch* batch = loader.next()) {
+    data.load(*batch, masked_pooling(model, task), LossAverage::labelled);
+    Tape tape(ctx, false);
+    Forward forward(tape, model.parameters());
+    const Loss result = model.loss(forward, data.input(), data.labels());
+    const double sum = scalar(result.loss_sum), right = scalar(result.correct);
+    const double count = static_cast<double>(std::max<int64_t>(batch->label_count, 1));
+    loss += sum, correct += right, labels += static_cast<double>(batch->label_count);
+    batch_loss += sum / count, batch_accuracy += right / count, batches += 1;
+  }
+  Evaluation result;
+  result.labels = static_cast<int64_t>(labels);
+  result.loss = mean_of_batches ? batch_loss / batches : loss / labels;
+  result.accuracy = mean_of_batches ? batch_accuracy / batches : correct / labels;
+  return result;
+}
+
+namespace {
+
+/// The model a configuration describes for a task, with what the data decide filled in.
+std::unique_ptr<Model> model_for(RunConfig& config, const Task& task, const TrainerOptions& options) {
+  fit_model(config.model, task.shape(Split::train));
+  return make_model(config.model, config.seed, options.dtype, options.device);
+}
+
+int64_t checked_examples(const RunConfig& config, const Task& task) {
+  const int64_t examples = task.size(Split::train);
+  if (config.train.batch_size > examples)
+    fail_usage(fmt::format("train.batch_size is {}, but the training split has {} examples", config.train.batch_size,
+                           examples));
+  return examples;
+}
+
+}  // namespace
+
+Trainer::Trainer(const RunConfig& config, const RunFolder& folder, const TrainerOptions& options, RunInfo info)
+    : config_(config), folder_(folder), options_(options), task_(make_task(config.dataset)),
+      model_(model_for(config_, *task_, options)), rates_(config_.train, checked_examples(config_, *task_)),
+      optimiser_(model_->parameters(), make_groups(model_->parameters(), config_.model, config_.train, config_.dialect),
+                 optimiser_options(config_.train)),
+      ctx_(options.device), data_(options.device, options.dtype), info_(std::move(info)),
+      published_(config_.train.schedule == ScheduleKind::published), masked_(masked_pooling(*model_, *task_)),
+      average_(loss_average(config_)) {
+  info_.version = version();
+  info_.commit = commit();
+  info_.blas_core = blas_core();
+  info_.device = to_string(options.device);
+  info_.dtype = options.dtype == DType::f64 ? "f64" : "f32";
+  info_.threads = omp_get_max_threads();
+  info_.parameters = model_->parameters().count();
+  info_.total_steps = rates_.total_steps();
+  info_.state = "running";
+  info_.reason.clear();
+}
+
+Trainer::Trainer(const RunConfig& config, const RunFolder& folder, const TrainerOptions& options)
+    : Trainer(config, folder, options, RunInfo{}) {
+  info_.name = std::filesystem::path(folder_.path()).filename();
+  info_.task = task_->name();
+  info_.family = model_->mixers().empty() ? "" : model_->mixers()[0]->family();
+  info_.seed = config_.seed;
+  write_atomically(folder_.config(), to_yaml(config_));
+  save_weights(folder_.initial(), *model_, config_);
+  folder_.write_info(info_);
+}
+
+std::unique_ptr<Trainer> Trainer::resume(const RunFolder& folder, const TrainerOptions& options) {
+  RunInfo info = folder.read_info();
+  if (info.state == "finished") fail_usage(fmt::format("train: the run in '{}' is finished", folder.path()));
+  TrainerOptions same = options;
+  same.dtype = info.dtype == "f64" ? DType::f64 : DType::f32;
+  const RunConfig config = read_config_file(folder.config()).config;
+  auto trainer = std::unique_ptr<Trainer>(new Trainer(config, folder, same, std::move(info)));
+  if (!std::filesystem::exists(folder.checkpoint())) return trainer;
+  const TrainState state = load_checkpoint(folder.checkpoint(), *trainer->model_, trainer->optimiser_);
+  trainer->step_ = state.step;
+  trainer->rates_.set_plateau(state.plateau);
+  trainer->metrics_bytes_ = state.metrics_bytes;
+  trainer->info_.wall_seconds = state.wall_seconds;
+  trainer->sums_ = {state.sums[0], state.sums[1], state.sums[2], state.sums[3], state.sums[4]};
+  trainer->evaluated_accuracy_ = state.evaluated_accuracy;
+  trainer->evaluated_loss_ = state.evaluated_loss;
+  return trainer;
+}
+
+void Trainer::forward_backward(Context& ctx, const Batch& batch, bool check) {
+  Tape tape(ctx);
+  tape.check_finite = check;
+  Forward forward(tape, model_->parameters());
+  forward.dropout = true;
+  forward.batch_statistics = true;
+  const Loss loss = model_->loss(forward, data_.input(), data_.labels());
+  tape.backward(loss.value);
+  if (ctx.dry()) return;
+  sums_.loss += scalar(loss.loss_sum);
+  sums_.correct += scalar(loss.correct);
+  sums_.labels += static_cast<double>(batch.label_count);
+}
+
+void Trainer::step(const Batch& batch) {
+  ctx_.set_step(config_.seed, static_cast<uint64_t>(step_));
+  data_.load(batch, masked_, average_);
+  forward_backward(ctx_, batch, false);
+  optimiser_.step(ctx_, rates_.at(optimiser_.groups(), step_));
+  sums_.norm += optimiser_.norm(), sums_.steps += 1;
+  if (optimiser_.skipped() || !std::isfinite(sums_.loss)) {
+    // Nothing was changed by this step: the same pass again, looking at every value, names the culprit.
+    try {
+      forward_backward(ctx_, batch, true);
+    } catch (const Error& error) {
+      fail(fmt::format("step {}: {}; lower train.lr, or see the weights of the last checkpoint", step_, error.what()));
+    }
+    fail(fmt::format("step {}: the gradient's norm is not finite ({}) though every value is: it overflows; lower "
+                     "train.lr or use --dtype f64", step_, optimiser_.norm()));
+  }
+  ++step_;
+}
+
+bool Trainer::evaluation_due() const {
+  const int64_t epoch = rates_.steps_per_epoch();
+  if (!config_.train.steps()) return step_ % epoch == 0;
+  const int64_t every = config_.train.eval_every;
+  // The published step trainer evaluates after step s = every, 2·every, … counted from 0, and not at the end.
+  if (published_) return step_ > 1 && (step_ - 1) % every == 0;
+  return step_ == rates_.total_steps() || (every > 0 && step_ % every == 0);
+}
+
+void Trainer::log_row(AppendFile& metrics, double seconds) {
+  MetricsRow row;
+  row.step = step_;
+  row.split = "train";
+  row.loss = sums_.loss / std::max(sums_.labels, 1.0);
+  row.accuracy = sums_.correct / std::max(sums_.labels, 1.0);
+  row.learning_rate = rates_.at(GroupKind::regular, step_ - 1);
+  row.gradient_norm = sums_.norm / sums_.steps;
+  row.steps_per_second = seconds > 0 ? sums_.steps / seconds : 0;
+  metrics.append_line(to_json(row));
+  shown_loss_ = row.loss, shown_accuracy_ = row.accuracy;
+  sums_ = {};
+}
+
+void Trainer::evaluate_now(AppendFile& metrics) {
+  const Split split = config_.train.eval_split == EvalSplit::test ? Split::test : Split::validation;
+  const int64_t batch = config_.train.eval_batch_size > 0 ? config_.train.eval_batch_size : config_.train.batch_size;
+  const Evaluation evaluation = evaluate(ctx_, *model_, *task_, split, batch, published_);
+  MetricsRow row;
+  row.step = step_;
+  row.split = split_name(split);
+  row.loss = evaluated_loss_ = evaluation.loss;
+  row.accuracy = evaluated_accuracy_ = evaluation.accuracy;
+  metrics.append_line(to_json(row));
+  rates_.evaluated(evaluation.accuracy);
+}
+
+void Trainer::save(const AppendFile& metrics) {
+  TrainState state;
+  state.step = step_;
+  state.plateau = rates_.plateau();
+  state.metrics_bytes = metrics.size();
+  state.wall_seconds = info_.wall_seconds;
+  state.sums = {sums_.loss, sums_.correct, sums_.labels, sums_.norm, sums_.steps};
+  state.evaluated_accuracy = evaluated_accuracy_;
+  state.evaluated_loss = evaluated_loss_;
+  save_checkpoint(folder_.checkpoint(), *model_, optimiser_, config_, state);
+  info_.step = step_;
+  folder_.write_info(info_);
+}
+
+std::string Trainer::progress_text() const {
+  std::string text = fmt::format("loss {:.4f}  accuracy {:.3f}", shown_loss_, shown_accuracy_);
+  if (evaluated_accuracy_ >= 0)
+    text += fmt::format("  {} {:.3f}", config_.train.eval_split == EvalSplit::test ? "test" : "validation",
+                        evaluated_accuracy_);
+  return text;
+}
+
+RunInfo Trainer::run() {
+  using Clock = std::chrono::steady_clock;
+  const auto seconds_since = [](Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); };
+  SignalGuard signals;
+  AppendFile metrics(folder_.metrics(), metrics_bytes_);
+  LoaderOptions order;
+  order.batch_size = config_.train.batch_size;
+  order.seed = config_.seed;
+  const int64_t epoch = rates_.steps_per_epoch();
+  Loader loader(*task_, Split::train, order, {step_ / epoch, step_ % epoch});
+  Progress progress(info_.name, rates_.total_steps(), step_);
+  const double earlier_seconds = info_.wall_seconds;
+  const Clock::time_point start = Clock::now();
+  Clock::time_point row_start = start;
+  const auto end = [&](const char* state, const std::string& reason) {
+    info_.state = state, info_.reason = reason;
+    info_.wall_seconds = earlier_seconds + seconds_since(start);
+    save(metrics);
+  };
+  try {
+    bool planned = false;
+    while (step_ < rates_.total_steps()) {
+      if (stop_signal != 0 || step_ == options_.stop_before) {
+        end("stopped", stop_signal == SIGINT ? "SIGINT" : stop_signal == SIGTERM ? "SIGTERM" : "asked to");
+        return info_;
+      }
+      const Batch& batch = *loader.next();
+      if (!planned) {  // what a step needs, before the first one touches memory
+        Context dry = Context::dry_run(options_.device);
+        data_.load(batch, masked_, average_);
+        forward_backward(dry, batch, false);
+        info_.peak_step_memory_mib = static_cast<double>(dry.slab().peak()) / 1048576.0;
+        folder_.write_info(info_);
+        planned = true;
+      }
+      step(batch);
+      if (step_ % config_.train.log_every == 0 || step_ == rates_.total_steps()) {
+        log_row(metrics, seconds_since(row_start));
+        row_start = Clock::now();
+      }
+      if (evaluation_due()) {
+        progress.update(step_, progress_text() + "  evaluating");
+        evaluate_now(metrics);
+        row_start = Clock::now();
+        const std::optional<double>& stop = config_.train.stop_criterion;
+        if (stop && evaluated_accuracy_ > *stop) {
+          progress.update(step_, progress_text());
+          end("finished", fmt::format("accuracy {:.4f} > {}", evaluated_accuracy_, *stop));
+          return info_;
+        }
+      }
+      progress.update(step_, progress_text());
+      const int64_t every = config_.train.checkpoint_every;
+      if (every > 0 && step_ % every == 0) {
+        info_.wall_seconds = earlier_seconds + seconds_since(start);
+        save(metrics);
+      }
+    }
+    end("finished", "all steps");
+  } catch (const std::exception& error) {
+    info_.state = "failed", info_.reason = error.what(), info_.step = step_;
+    try {
+      folder_.write_info(info_);
+    } catch (const std::exception&) {  // the first error is the one to report
+    }
+    throw;
+  }
+  return info_;
+}
+
+}  // namespace eigentrace

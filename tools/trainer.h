@@ -1,0 +1,85 @@
+#pragma once
+// Training: composes a task, a model, an optimiser and a run folder.
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "nn/checkpoint.h"
+#include "nn/config/config.h"
+#include "nn/model.h"
+#include "nn/optimiser.h"
+#include "nn/schedule.h"
+#include "tasks/loader.h"
+#include "tensor/io/file.h"
+#include "tools/device_batch.h"
+#include "tools/run_folder.h"
+
+namespace eigentrace {
+
+/// Loss and accuracy of a whole split.
+struct Evaluation {
+  double loss = 0, accuracy = 0;
+  int64_t labels = 0;
+};
+
+/// Loss (mean over labels; over batches if `mean_of_batches`, as the study reports) and accuracy of `split`, without
+/// dropout. The last batch is padded with examples that have no label.
+Evaluation evaluate(Context& ctx, const Model& model, const Task& task, Split split, int64_t batch_size,
+                    bool mean_of_batches);
+
+struct TrainerOptions {
+  Device device;
+  DType dtype = DType::f32;
+  /// Stop (as a signal would) before this step, for tests of stop and resume. −1: do not.
+  int64_t stop_before = -1;
+};
+
+class Trainer {
+ public:
+  /// A new run in `folder`: writes config.yaml and initial.safetensors.
+  Trainer(const RunConfig& config, const RunFolder& folder, const TrainerOptions& options);
+  /// Goes on from the checkpoint of `folder` (or its start, if there is none yet), to the same bits that an
+  /// uninterrupted run gives. The run's own type is kept.
+  static std::unique_ptr<Trainer> resume(const RunFolder& folder, const TrainerOptions& options);
+
+  /// Trains to the end, or until SIGINT or SIGTERM, which save a checkpoint first. Returns the run's description.
+  /// Error: a loss or gradient that is not finite, naming step, op and layer.
+  RunInfo run();
+
+  Model& model() { return *model_; }
+  const Task& task() const { return *task_; }
+  const RunConfig& config() const { return config_; }
+  Context& ctx() { return ctx_; }
+
+ private:
+  struct Sums {  // over the steps since the last metrics row
+    double loss = 0, correct = 0, labels = 0, norm = 0, steps = 0;
+  };
+  Trainer(const RunConfig& config, const RunFolder& folder, const TrainerOptions& options, RunInfo info);
+  void forward_backward(Context& ctx, const Batch& batch, bool check);
+  void step(const Batch& batch);
+  void log_row(AppendFile& metrics, double seconds);
+  void evaluate_now(AppendFile& metrics);
+  void save(const AppendFile& metrics);
+  bool evaluation_due() const;
+  std::string progress_text() const;
+
+  RunConfig config_;
+  RunFolder folder_;
+  TrainerOptions options_;
+  std::unique_ptr<Task> task_;
+  std::unique_ptr<Model> model_;
+  LearningRates rates_;
+  Optimiser optimiser_;
+  Context ctx_;
+  DeviceBatch data_;
+  RunInfo info_;
+  bool published_, masked_;
+  LossAverage average_;
+  int64_t step_ = 0;
+  Sums sums_;
+  uint64_t metrics_bytes_ = 0;
+  double shown_loss_ = 0, shown_accuracy_ = 0, evaluated_accuracy_ = -1, evaluated_loss_ = 0;
+};
+
+}  // namespace eigentrace
