@@ -7,6 +7,7 @@
 #include "tensor/io/file.h"
 #include "tools/commands.h"
 #include "tools/progress.h"
+#include "tools/run_spectra.h"
 #include "tools/trainer.h"
 
 namespace eigentrace {
@@ -52,8 +53,12 @@ int train_command(const TrainOptions& options) {
   }
   fmt::print(stderr, "{} on {} ({})\n", bold(path), to_string(how.device), describe(how.device));
 
-  const RunInfo info = trainer->run();
   const RunFolder folder = RunFolder::open(path);
+  RunSpectraOptions spectra;
+  spectra.device = how.device;
+  if (!std::filesystem::exists(folder.spectrum("initial") + ".npz")) run_spectra(folder, "initial", spectra);
+  const RunInfo info = trainer->run();
+  if (info.state == "finished") run_spectra(folder, "trained", spectra);
   const std::vector<MetricsRow> rows = folder.read_metrics();
   if (options.json) {
     fmt::print("{}", read_file(folder.info_file()));

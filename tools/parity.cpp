@@ -1,0 +1,46 @@
+// `eigentrace parity`: compare with fixtures that the published code computed in float64.
+#include "nn/parity.h"
+
+#include <fmt/format.h>
+
+#include <filesystem>
+
+#include "tensor/error.h"
+#include "tensor/io/json_writer.h"
+#include "tools/commands.h"
+
+namespace eigentrace {
+
+int parity_command(const ParityOptions& options) {
+  if (options.dtype != "f64" && options.dtype != "f32")
+    fail_usage(fmt::format("--dtype: f64 or f32 expected, found '{}'", options.dtype));
+  const DType dtype = options.dtype == "f64" ? DType::f64 : DType::f32;
+  Context ctx(parse_device(options.device));
+  int64_t failed = 0, compared = 0;
+  JsonWriter json(JsonWriter::Style::pretty);
+  json.begin_array();
+  for (const std::string& file : options.files) {
+    const std::string name = std::filesystem::path(file).stem();
+    for (const ParityRow& row : run_parity(ctx, file, dtype)) {
+      ++compared;
+      failed += row.pass() ? 0 : 1;
+      if (options.json) {
+        json.begin_object().field("file", file).field("quantity", row.quantity).field("tensor", row.tensor);
+        json.field("error", row.error).field("tolerance", row.tolerance).field("tensors", row.tensors);
+        json.field("pass", row.pass()).field("reason", row.row.reason ? row.row.reason : "").field("note", row.note);
+        json.end_object();
+      } else {
+        fmt::print("{:<70} {}\n", name, to_string(row));
+      }
+    }
+  }
+  json.end_array();
+  if (options.json)
+    fmt::print("{}\n", json.text());
+  else
+    fmt::print("{} files, {} quantities in {}: {} passed, {} failed\n", options.files.size(), compared, options.dtype,
+               compared - failed, failed);
+  return failed == 0 ? 0 : 1;
+}
+
+}  // namespace eigentrace

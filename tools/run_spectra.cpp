@@ -1,0 +1,49 @@
+#include "tools/run_spectra.h"
+
+#include <fmt/format.h>
+
+#include "nn/checkpoint.h"
+#include "tasks/config.h"
+#include "tools/device_batch.h"
+#include "tools/progress.h"
+#include "tools/version.h"
+
+namespace eigentrace {
+
+SpectrumRecord weights_spectra(const std::string& weights, const std::string& stage, const RunSpectraOptions& options) {
+  const RunConfig config = checkpoint_config(weights);
+  const DType dtype = config.spectral.dtype == SpectralPrecision::f64 ? DType::f64 : DType::f32;
+  const LoadedModel loaded = load_model(weights, dtype, options.device);
+  const std::unique_ptr<Task> task = make_task(config.dataset);
+  const bool ssm = std::holds_alternative<SsmConfig>(config.model);
+  const Batch batch = spectrum_batch(*task, options.batch > 0 ? options.batch : config.spectral.batch, ssm);
+  DeviceBatch data(options.device, dtype);
+  data.load(batch, ssm && !task->shape(Split::test).fixed_length, LossAverage::labelled);
+  Context ctx(options.device);
+
+  SpectrumRequest request = options.request;
+  request.reading.channels = config.spectral.channels;
+  Progress* line = nullptr;
+  std::unique_ptr<Progress> progress;
+  if (!options.quiet)
+    request.reading.progress = [&](int64_t done, int64_t total, double) {
+      if (!line) progress = std::make_unique<Progress>("eigenproblems", total), line = progress.get();
+      line->update(done, stage);
+    };
+  SpectrumRecord record = model_spectra(ctx, *loaded.model, data.input(), request);
+  record.about.insert(record.about.begin(), {{"stage", stage},
+                                             {"step", fmt::format("{}", loaded.step)},
+                                             {"task", task->name()},
+                                             {"seed", fmt::format("{}", config.seed)},
+                                             {"made_by", version_line()}});
+  return record;
+}
+
+SpectrumRecord run_spectra(const RunFolder& folder, const std::string& stage, const RunSpectraOptions& options) {
+  SpectrumRecord record =
+      weights_spectra(stage == "initial" ? folder.initial() : folder.checkpoint(), stage, options);
+  write_spectrum(folder.spectrum(stage), record);
+  return record;
+}
+
+}  // namespace eigentrace

@@ -1,0 +1,25 @@
+#pragma once
+// The spectra of a run on disk: which weights, which batch, where the results go.
+#include <string>
+
+#include "nn/config/config.h"
+#include "tools/run_folder.h"
+#include "tools/spectrum.h"
+
+namespace eigentrace {
+
+struct RunSpectraOptions {
+  Device device;
+  int64_t batch = 0;     ///< sequences; 0: the configuration's
+  SpectrumRequest request;
+  bool quiet = false;    ///< no progress on long eigenproblems
+};
+
+/// Reads the spectra of the weights in `weights` (a checkpoint) on the first sequences of the unshuffled test split.
+/// The pass runs in the type spectral.dtype asks for. `stage` is only written down.
+SpectrumRecord weights_spectra(const std::string& weights, const std::string& stage, const RunSpectraOptions& options);
+
+/// weights_spectra of a run's stage ("initial": its first weights, "trained": its checkpoint), written to the folder.
+SpectrumRecord run_spectra(const RunFolder& folder, const std::string& stage, const RunSpectraOptions& options);
+
+}  // namespace eigentrace
