@@ -52,18 +52,25 @@ int checked_int(int64_t n) {
 }  // namespace
 
 void ensure_fast_blas(int, char** argv) {
-  constexpr const char* variable = "OPENBLAS_CORETYPE";
-  constexpr const char* guard = "EIGENTRACE_BLAS_RESTARTED";
+  constexpr const char* guard = "EIGENTRACE_RESTARTED";
   use_one_thread();
-  const char* core = suitable_core();
   const bool restarted = std::getenv(guard) != nullptr;
   if (restarted) unsetenv(guard);
-  if (restarted || !core || std::getenv(variable) || as_good_as(blas_core(), core)) return;
-  setenv(variable, core, 1);
+  if (restarted) return;
+  bool again = false;
+  const auto set = [&](const char* variable, const char* value) {
+    again = true;
+    setenv(variable, value, 1);
+  };
+  const char* core = suitable_core();
+  if (core && !std::getenv("OPENBLAS_CORETYPE") && !as_good_as(blas_core(), core)) set("OPENBLAS_CORETYPE", core);
+  // Threads that wait spin for milliseconds by default. On a machine that others use as well they then spin away the
+  // very time that the last thread needs: a training step took 50 times longer on two busy cores.
+  if (!std::getenv("OMP_WAIT_POLICY") && !std::getenv("GOMP_SPINCOUNT")) set("GOMP_SPINCOUNT", "10000");
+  if (!again) return;
   setenv(guard, "1", 1);
   execv("/proc/self/exe", argv);
   unsetenv(guard);  // could not be started again: right results, slowly
-  unsetenv(variable);
 }
 
 std::string blas_core() { return openblas_get_corename(); }

@@ -3,7 +3,6 @@
 
 #include <fmt/format.h>
 
-#include <filesystem>
 
 #include "tensor/error.h"
 #include "tensor/io/json_writer.h"
@@ -20,7 +19,6 @@ int parity_command(const ParityOptions& options) {
   JsonWriter json(JsonWriter::Style::pretty);
   json.begin_array();
   for (const std::string& file : options.files) {
-    const std::string name = std::filesystem::path(file).stem();
     for (const ParityRow& row : run_parity(ctx, file, dtype)) {
       ++compared;
       failed += row.pass() ? 0 : 1;
@@ -30,7 +28,7 @@ int parity_command(const ParityOptions& options) {
         json.field("pass", row.pass()).field("reason", row.row.reason ? row.row.reason : "").field("note", row.note);
         json.end_object();
       } else {
-        fmt::print("{:<70} {}\n", name, to_string(row));
+        fmt::print("{}\n", to_string(row));
       }
     }
   }

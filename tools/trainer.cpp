@@ -143,11 +143,11 @@ std::unique_ptr<Trainer> Trainer::resume(const RunFolder& folder, const TrainerO
   const TrainState state = load_checkpoint(folder.checkpoint(), *trainer->model_, trainer->optimiser_);
   trainer->step_ = state.step;
   trainer->rates_.set_plateau(state.plateau);
-  trainer->metrics_bytes_ = state.metrics_bytes;
-  trainer->info_.wall_seconds = state.wall_seconds;
-  trainer->sums_ = {state.sums[0], state.sums[1], state.sums[2], state.sums[3], state.sums[4]};
-  trainer->evaluated_accuracy_ = state.evaluated_accuracy;
-  trainer->evaluated_loss_ = state.evaluated_loss;
+  trainer->visit_state([&](const char* key, auto& value) {
+    const auto found = state.numbers.find(key);
+    if (found == state.numbers.end()) fail(fmt::format("{}: the state has no '{}'", folder.checkpoint(), key));
+    value = static_cast<std::remove_reference_t<decltype(value)>>(found->second);
+  });
   return trainer;
 }
 
@@ -224,11 +224,8 @@ void Trainer::save(const AppendFile& metrics) {
   TrainState state;
   state.step = step_;
   state.plateau = rates_.plateau();
-  state.metrics_bytes = metrics.size();
-  state.wall_seconds = info_.wall_seconds;
-  state.sums = {sums_.loss, sums_.correct, sums_.labels, sums_.norm, sums_.steps};
-  state.evaluated_accuracy = evaluated_accuracy_;
-  state.evaluated_loss = evaluated_loss_;
+  metrics_bytes_ = metrics.size();
+  visit_state([&](const char* key, auto& value) { state.numbers[key] = static_cast<double>(value); });
   save_checkpoint(folder_.checkpoint(), *model_, optimiser_, config_, state);
   info_.step = step_;
   folder_.write_info(info_);

@@ -63,6 +63,20 @@ class Trainer {
   void save(const AppendFile& metrics);
   bool evaluation_due() const;
   std::string progress_text() const;
+  /// What a checkpoint keeps besides tensors and step, once: for saving and for resuming.
+  template <class Visitor> void visit_state(Visitor&& visit) {
+    visit("metrics_bytes", metrics_bytes_);
+    visit("wall_seconds", info_.wall_seconds);
+    visit("sums.loss", sums_.loss);
+    visit("sums.correct", sums_.correct);
+    visit("sums.labels", sums_.labels);
+    visit("sums.norm", sums_.norm);
+    visit("sums.steps", sums_.steps);
+    visit("shown_loss", shown_loss_);
+    visit("shown_accuracy", shown_accuracy_);
+    visit("evaluated_accuracy", evaluated_accuracy_);
+    visit("evaluated_loss", evaluated_loss_);
+  }
 
   RunConfig config_;
   RunFolder folder_;
