@@ -37,7 +37,8 @@ Ceilings measure_ceilings(bool quick) {
   const double gemm_seconds = best_seconds(3, [&] {
     parallel_gemm<float>(n, n, n, 1.0f, {a.data(), n}, {b.data(), n}, 0.0f, {c.data(), n});
   });
-  ceilings.gemm_f32 = 2.0 * static_cast<double>(n) * static_cast<double>(n) * static_cast<double>(n) / gemm_seconds;
+  ceilings.gemm_f32 =
+      2.0 * static_cast<double>(n) * static_cast<double>(n) * static_cast<double>(n) / gemm_seconds;
 
   const int64_t bytes = quick ? 64 << 20 : 256 << 20;
   std::vector<char> from(static_cast<size_t>(bytes), 1), to(from);
@@ -68,16 +69,18 @@ double floor_seconds(const BenchLine& line, const Ceilings& ceilings) {
 void print_table(const std::vector<BenchLine>& lines, const Ceilings& ceilings) {
   fmt::print("{}\n", version_line());
   fmt::print("{}, {} threads\n", describe(Device{}), omp_get_max_threads());
-  fmt::print("ceilings measured now: matrix product {:.0f} GFLOP/s, copy {:.1f} GB/s\n\n", ceilings.gemm_f32 / 1e9,
-             ceilings.copy / 1e9);
-  fmt::print("{:<58} {:>10} {:>9} {:>8} {:>11} {:>9}\n", "line", "ms", "GFLOP/s", "GB/s", "time/floor", "step MiB");
+  fmt::print("ceilings measured now: matrix product {:.0f} GFLOP/s, copy {:.1f} GB/s\n\n",
+             ceilings.gemm_f32 / 1e9, ceilings.copy / 1e9);
+  fmt::print("{:<58} {:>10} {:>9} {:>8} {:>11} {:>9}\n", "line", "ms", "GFLOP/s", "GB/s", "time/floor",
+             "step MiB");
   for (const BenchLine& line : lines) {
     const double floor = floor_seconds(line, ceilings);
     const auto optional = [](double value, const char* format) {
       return value > 0 ? fmt::format(fmt::runtime(format), value) : std::string("–");
     };
     fmt::print("{:<58} {:>10.3f} {:>9} {:>8} {:>11} {:>9}{}\n", line.name, line.seconds * 1e3,
-               optional(line.flops / line.seconds / 1e9, "{:.1f}"), optional(line.bytes / line.seconds / 1e9, "{:.1f}"),
+               optional(line.flops / line.seconds / 1e9, "{:.1f}"),
+               optional(line.bytes / line.seconds / 1e9, "{:.1f}"),
                optional(floor > 0 ? line.seconds / floor : 0, "{:.2f}"), optional(line.peak_mib, "{:.0f}"),
                line.note.empty() ? "" : "  " + line.note);
   }
@@ -92,8 +95,13 @@ void print_json(const std::vector<BenchLine>& lines, const Ceilings& ceilings) {
   json.key("lines").begin_array();
   for (const BenchLine& line : lines) {
     json.begin_object();
-    json.field("name", line.name).field("seconds", line.seconds).field("flops", line.flops).field("bytes", line.bytes);
-    json.field("floor_seconds", floor_seconds(line, ceilings)).field("peak_mib", line.peak_mib).field("note", line.note);
+    json.field("name", line.name)
+        .field("seconds", line.seconds)
+        .field("flops", line.flops)
+        .field("bytes", line.bytes);
+    json.field("floor_seconds", floor_seconds(line, ceilings))
+        .field("peak_mib", line.peak_mib)
+        .field("note", line.note);
     json.end_object();
   }
   json.end_array().end_object();

@@ -11,10 +11,10 @@ namespace eigentrace {
 /// A measured line. share = floor_seconds / seconds, floor = max(flops / gemm rate, bytes / copy rate).
 struct BenchLine {
   std::string name;
-  double seconds = 0;  ///< best of the repetitions
-  double flops = 0;    ///< arithmetic that must be done; 0: not counted
-  double bytes = 0;    ///< memory that must be moved; 0: not counted
-  double peak_mib = 0; ///< step memory; 0: not measured
+  double seconds = 0;   ///< best of the repetitions
+  double flops = 0;     ///< arithmetic that must be done; 0: not counted
+  double bytes = 0;     ///< memory that must be moved; 0: not counted
+  double peak_mib = 0;  ///< step memory; 0: not measured
   std::string note;
 };
 

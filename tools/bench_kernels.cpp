@@ -1,15 +1,15 @@
-#include "tools/bench_kernels.h"
-
+// Lines of single kernels at the sizes of the study. flops and bytes are what the algorithm needs at least
+// (causal products count their lower triangle).
 #include <fmt/format.h>
-
-#include <algorithm>
-#include <chrono>
 
 #include "autograd/ops_attention.h"
 #include "autograd/ops_linear.h"
 #include "autograd/ops_loss.h"
-#include "tensor/blas.h"
+#include "autograd/ops_norm.h"
+#include "autograd/ops_pointwise.h"
+#include "autograd/ops_sequence.h"
 #include "tensor/rng.h"
+#include "tools/bench.h"
 
 namespace eigentrace {
 namespace {
@@ -21,40 +21,46 @@ Tensor random_values(Context& ctx, const Shape& shape, uint64_t seed) {
   return Tensor::from(values, shape, ctx.device());
 }
 
-double total_bytes(const std::vector<Tensor>& tensors) {
-  double bytes = 0;
-  for (const Tensor& tensor : tensors) bytes += static_cast<double>(tensor.bytes());
-  return bytes;
-}
-
 using Function = std::function<Var(Tape&, const std::vector<Var>&)>;
 
-/// Forward alone, then forward and backward with a fixed cotangent. Bytes: inputs and output once forward,
-/// three times with the gradients.
-void add_lines(std::vector<BenchLine>& lines, Context& ctx, int repeats, const std::string& name,
-               double flops, double backward_flops, const std::vector<Tensor>& inputs, const Function& f) {
-  const auto run = [&](bool recording) {
-    Tape tape(ctx, recording);
-    std::vector<Var> leaves;
-    for (const Tensor& input : inputs) leaves.push_back(tape.leaf(input));
-    const std::vector<Var> y{f(tape, leaves)};
-    if (!recording) return;
-    const std::vector<Tensor> dy{y[0].value()};  // any cotangent will do
-    tape.backward(y, dy);
-  };
-  const double bytes = total_bytes(inputs);
-  lines.push_back({name + " forward", best_seconds(repeats, [&] { run(false); }), flops, bytes});
-  lines.push_back({name + " forward + backward", best_seconds(repeats, [&] { run(true); }),
-                   flops + backward_flops, 3 * bytes});
+/// Adds two cases: forward alone, then forward and backward with a fixed cotangent. Bytes: inputs and output
+/// once forward, three times with the gradients. The inputs are made when a case runs.
+void add_cases(std::vector<BenchCase>& cases, const std::string& name, double flops, double backward_flops,
+               std::vector<Shape> shapes, const Function& f, int repeats) {
+  for (const bool backward : {false, true})
+    cases.push_back({name + (backward ? " forward + backward" : " forward"), [=] {
+                       Context ctx;
+                       std::vector<Tensor> inputs;
+                       double bytes = 0;
+                       for (size_t i = 0; i < shapes.size(); ++i) {
+                         inputs.push_back(random_values(ctx, shapes[i], i + 1));
+                         bytes += static_cast<double>(inputs.back().bytes());
+                       }
+                       double output_bytes = 0;
+                       const auto run = [&] {
+                         Tape tape(ctx, backward);
+                         std::vector<Var> leaves;
+                         for (const Tensor& input : inputs) leaves.push_back(tape.leaf(input));
+                         const std::vector<Var> y{f(tape, leaves)};
+                         output_bytes = static_cast<double>(y[0].value().bytes());
+                         const std::vector<Tensor> dy{y[0].value()};  // any cotangent will do
+                         if (backward) tape.backward(y, dy);
+                       };
+                       BenchLine line;
+                       line.seconds = best_seconds(repeats, run);
+                       line.flops = backward ? flops + backward_flops : flops;
+                       line.bytes = (bytes + output_bytes) * (backward ? 3 : 1);
+                       line.peak_mib = static_cast<double>(ctx.slab().peak()) / 1048576.0;
+                       return line;
+                     }});
 }
 
-Labels every_eighth_row(Context& ctx, int64_t count, int64_t classes) {
+Labels every_eighth_row(int64_t count, int64_t classes, Device device) {
   std::vector<int32_t> rows, labels;
   for (int64_t m = 0; m < count; ++m) {
     rows.push_back(static_cast<int32_t>(8 * m));
     labels.push_back(static_cast<int32_t>(m % classes));
   }
-  const Device device = ctx.device();
   return {Tensor::from(rows, {count}, device), Tensor::from(labels, {count}, device),
           Tensor::from(std::vector<float>(rows.size(), 1), {count}, device),
           Tensor::from(std::vector<double>{static_cast<double>(count)}, {1}, device)};
@@ -67,76 +73,48 @@ double ssd_flops(double steps, double N, double P, double pair_products, double 
 
 }  // namespace
 
-double best_seconds(int repeats, const std::function<void()>& f) {
-  using clock = std::chrono::steady_clock;
-  f();
-  double best = 1e300;
-  for (int i = 0; i < repeats; ++i) {
-    const clock::time_point start = clock::now();
-    f();
-    best = std::min(best, std::chrono::duration<double>(clock::now() - start).count());
-  }
-  return best;
-}
-
-BenchLine bench_gemm_ceiling(int repeats) {
-  const int64_t n = 2048;
-  std::vector<float> a(static_cast<size_t>(n * n), 0.5f), b(a), c(a);
-  const double seconds = best_seconds(repeats, [&] {
-    parallel_gemm<float>(n, n, n, 1, {a.data(), n}, {b.data(), n}, 0, {c.data(), n});
-  });
-  const double size = static_cast<double>(n);
-  return {fmt::format("gemm 2048³ float32, {}", blas_core()), seconds, 2 * size * size * size,
-          12 * size * size};
-}
-
-std::vector<BenchLine> bench_kernels(Context& ctx, int repeats) {
-  std::vector<BenchLine> lines;
+std::vector<BenchCase> kernel_benchmarks(bool quick) {
+  std::vector<BenchCase> cases;
+  const int repeats = quick ? 1 : 5;
   const double rows = 32768, D = 128;
-  {
-    const double flops = 2 * rows * D * 384;
-    add_lines(lines, ctx, repeats, "linear [32768,128]×[384,128]", flops, 2 * flops,
-              {random_values(ctx, {32768, 128}, 1), random_values(ctx, {384, 128}, 2),
-               random_values(ctx, {384}, 3)},
-              [](Tape&, const std::vector<Var>& x) { return linear(x[0], x[1], x[2]); });
-  }
-  const Shape heads{64, 512, 1, 128};
-  const std::vector<Tensor> qkv{random_values(ctx, heads, 1), random_values(ctx, heads, 2),
-                                random_values(ctx, heads, 3)};
-  {
-    const double product = rows * 512 * D;  // the lower triangle of one product
-    add_lines(
-        lines, ctx, repeats, "softmax_attention B64 T512 N128 P128", 2 * product, 5 * product, qkv,
-        [](Tape&, const std::vector<Var>& x) { return softmax_attention(x[0], x[1], x[2], 0.088, 0).y; });
-    // backward: the states again and their gradient, three products of pairs, three of states
-    add_lines(lines, ctx, repeats, "ssd B64 T512 N128 P128", ssd_flops(rows, D, D, 1, 2),
-              ssd_flops(rows, D, D, 2.5, 5), qkv,
-              [](Tape&, const std::vector<Var>& x) { return ssd(x[0], x[1], x[2], Var(), Var()); });
-  }
-  {
-    const Labels labels = every_eighth_row(ctx, 4096, 8192);
-    const double flops = 2.0 * 4096 * D * 8192;
-    add_lines(
-        lines, ctx, repeats, "vocabulary_head 4096×128×8192", flops, 2 * flops,
-        {random_values(ctx, {32768, 128}, 1), random_values(ctx, {8192, 128}, 2)},
-        [&](Tape&, const std::vector<Var>& x) { return vocabulary_head(x[0], x[1], Var(), labels).value; });
-  }
-  return lines;
-}
-
-std::vector<BenchLine> bench_ssd_lengths(Context& ctx, int repeats) {
-  std::vector<BenchLine> lines;
-  for (int64_t T = 512; T <= 8192; T *= 2) {
-    const Shape heads{4, T, 1, 128};
-    std::vector<BenchLine> both;
-    add_lines(both, ctx, repeats, fmt::format("ssd B4 N128 P128 T{}", T),
-              ssd_flops(4.0 * static_cast<double>(T), 128, 128, 1, 2),
-              ssd_flops(4.0 * static_cast<double>(T), 128, 128, 2.5, 5),
-              {random_values(ctx, heads, 1), random_values(ctx, heads, 2), random_values(ctx, heads, 3)},
-              [](Tape&, const std::vector<Var>& x) { return ssd(x[0], x[1], x[2], Var(), Var()); });
-    lines.push_back(both[1]);
-  }
-  return lines;
+  add_cases(
+      cases, "linear [32768,128]x[384,128]", 2 * rows * D * 384, 4 * rows * D * 384,
+      {{32768, 128}, {384, 128}, {384}},
+      [](Tape&, const std::vector<Var>& x) { return linear(x[0], x[1], x[2]); }, repeats);
+  const std::vector<Shape> heads(3, Shape{64, 512, 1, 128});
+  const double product = rows * 512 * D;  // the lower triangle of one product
+  add_cases(
+      cases, "softmax_attention 64x512, N 128, P 128", 2 * product, 5 * product, heads,
+      [](Tape&, const std::vector<Var>& x) { return softmax_attention(x[0], x[1], x[2], 0.088, 0).y; },
+      repeats);
+  // backward: the states again and their gradient, three products of pairs, three of states
+  const auto add_ssd = [&](int64_t B, int64_t T) {
+    const double steps = static_cast<double>(B * T);
+    add_cases(
+        cases, fmt::format("ssd {}x{}, N 128, P 128", B, T), ssd_flops(steps, D, D, 1, 2),
+        ssd_flops(steps, D, D, 2.5, 5), std::vector<Shape>(3, Shape{B, T, 1, 128}),
+        [](Tape&, const std::vector<Var>& x) { return ssd(x[0], x[1], x[2], Var(), Var()); }, repeats);
+  };
+  add_ssd(64, 512);
+  for (int64_t T = 512; T <= 8192; T *= 2) add_ssd(4, T);  // time must grow linearly
+  const double head = 2.0 * 4096 * D * 8192;
+  add_cases(
+      cases, "vocabulary_head 4096x128x8192", head, 2 * head, {{32768, 128}, {8192, 128}},
+      [](Tape& tape, const std::vector<Var>& x) {
+        const Labels labels = every_eighth_row(4096, 8192, tape.ctx().device());
+        return vocabulary_head(x[0], x[1], Var(), labels).value;
+      },
+      repeats);
+  add_cases(
+      cases, "layer_norm [32768,128]", 0, 0, {{32768, 128}, {128}, {128}},
+      [](Tape&, const std::vector<Var>& x) { return layer_norm(x[0], x[1], x[2], 1e-5); }, repeats);
+  add_cases(
+      cases, "unary gelu [32768,128]", 0, 0, {{32768, 128}},
+      [](Tape&, const std::vector<Var>& x) { return unary(Unary::gelu, x[0]); }, repeats);
+  add_cases(
+      cases, "causal_conv1d, silu [64,512,384], K 4", 0, 0, {{64, 512, 384}, {384, 1, 4}, {384}},
+      [](Tape&, const std::vector<Var>& x) { return causal_conv1d(x[0], x[1], x[2], true); }, repeats);
+  return cases;
 }
 
 }  // namespace eigentrace

@@ -1,5 +1,5 @@
-// Whole training steps of the study's configurations: forward, loss, backward, clipping, optimiser. The floor is the
-// time the step's own matrix products would take at the ceiling measured in the same run.
+// Whole training steps of the study's configurations: forward, loss, backward, clipping, optimiser. The floor
+// is the time the step's own matrix products would take at the ceiling measured in the same run.
 #include "nn/model.h"
 #include "nn/optimiser.h"
 #include "nn/schedule.h"
@@ -22,11 +22,13 @@ BenchLine time_step(const std::string& experiment, int64_t batch_size, int64_t t
   }
   RunConfig config = read_config_file(experiment_path(experiment), overrides).config;
   const std::unique_ptr<Task> task = make_task(config.dataset);
-  if (auto* transformer = std::get_if<TransformerConfig>(&config.model); transformer && transformer->max_pos_embed > 0)
+  if (auto* transformer = std::get_if<TransformerConfig>(&config.model);
+      transformer && transformer->max_pos_embed > 0)
     transformer->max_pos_embed = std::max(transformer->max_pos_embed, task->shape(Split::train).time);
   fit_model(config.model, task->shape(Split::train));
   const std::unique_ptr<Model> model = make_model(config.model, config.seed, DType::f32);
-  Optimiser optimiser(model->parameters(), make_groups(model->parameters(), config.model, config.train, config.dialect),
+  Optimiser optimiser(model->parameters(),
+                      make_groups(model->parameters(), config.model, config.train, config.dialect),
                       optimiser_options(config.train));
   const LearningRates rates(config.train, task->size(Split::train));
   std::vector<int64_t> indices;
@@ -72,8 +74,9 @@ std::vector<BenchCase> step_benchmarks(bool quick) {
   for (const char* model : {"sm-attention", "lin-attention", "norm-attention"})
     for (int64_t time = 512; time <= (quick ? 1024 : 8192); time *= 2) {
       const std::string experiment = std::string("mqar-") + model;
-      add("step: " + experiment + ", vocabulary 16384, " + std::to_string(8192 / time) + " x " + std::to_string(time), experiment,
-          8192 / time, time);
+      add("step: " + experiment + ", vocabulary 16384, " + std::to_string(8192 / time) + " x " +
+              std::to_string(time),
+          experiment, 8192 / time, time);
     }
   return cases;
 }

@@ -22,7 +22,8 @@ class DeviceBatch {
   int64_t time() const { return time_; }
 
  private:
-  template <class T> void put(Tensor& tensor, const std::vector<T>& values, const Shape& shape, DType dtype);
+  template <class T>
+  void put(Tensor& tensor, const std::vector<T>& values, const Shape& shape, DType dtype);
   Device device_;
   DType dtype_;
   int64_t sequences_ = 0, time_ = 0;

@@ -18,7 +18,8 @@
 namespace eigentrace {
 namespace {
 
-constexpr double tolerance = 1e-5;  // central differences of float64 losses: truncation and rounding meet near 1e-8
+constexpr double tolerance =
+    1e-5;  // central differences of float64 losses: truncation and rounding meet near 1e-8
 
 /// L = Σ cotangent·output of a configured model on a batch of two examples, dropout off.
 GradcheckReport check_model(const GradcheckOptionsCli& options) {
@@ -62,9 +63,9 @@ GradcheckReport check_model(const GradcheckOptionsCli& options) {
   GradcheckOptions check;
   check.max_elements = 4;
   check.seed = options.seed;
-  const int64_t evaluations = std::accumulate(inputs.begin(), inputs.end(), int64_t{0}, [&](int64_t sum, const Tensor& t) {
-    return sum + 2 * std::min(t.numel(), check.max_elements);
-  });
+  const int64_t evaluations = std::accumulate(
+      inputs.begin(), inputs.end(), int64_t{0},
+      [&](int64_t sum, const Tensor& t) { return sum + 2 * std::min(t.numel(), check.max_elements); });
   Progress progress("gradcheck", evaluations);
   int64_t done = 0;
   return compare_gradients(
@@ -109,20 +110,29 @@ int gradcheck_command(const GradcheckOptionsCli& options) {
   for (const Line& line : lines) {
     all = all && line.pass();
     if (options.json) {
-      json.begin_object().field("name", line.name).field("max_error", line.report.max_error()).field("pass", line.pass());
+      json.begin_object()
+          .field("name", line.name)
+          .field("max_error", line.report.max_error())
+          .field("pass", line.pass());
       json.key("worst").begin_array();
     } else {
       fmt::print("{:<52} {:.2e}  {}\n", line.name, line.report.max_error(), line.pass() ? "pass" : "FAIL");
     }
     const bool listed = options.json || !options.config.empty() || !line.pass();
-    for (size_t i = 0; listed && i < line.report.worst.size() && static_cast<int64_t>(i) < options.worst; ++i) {
+    for (size_t i = 0; listed && i < line.report.worst.size() && static_cast<int64_t>(i) < options.worst;
+         ++i) {
       const GradcheckEntry& entry = line.report.worst[i];
       if (options.json)
-        json.begin_object().field("input", entry.input).field("element", entry.element).field("analytic", entry.analytic)
-            .field("numeric", entry.numeric).field("error", entry.error).end_object();
+        json.begin_object()
+            .field("input", entry.input)
+            .field("element", entry.element)
+            .field("analytic", entry.analytic)
+            .field("numeric", entry.numeric)
+            .field("error", entry.error)
+            .end_object();
       else
-        fmt::print("    {:<44} [{}]  tape {:+.9e}  differences {:+.9e}  error {:.2e}\n", entry.input, entry.element,
-                   entry.analytic, entry.numeric, entry.error);
+        fmt::print("    {:<44} [{}]  tape {:+.9e}  differences {:+.9e}  error {:.2e}\n", entry.input,
+                   entry.element, entry.analytic, entry.numeric, entry.error);
     }
     if (options.json) json.end_array().end_object();
   }

@@ -3,7 +3,6 @@
 
 #include <fmt/format.h>
 
-
 #include "tensor/error.h"
 #include "tensor/io/json_writer.h"
 #include "tools/commands.h"
@@ -25,7 +24,9 @@ int parity_command(const ParityOptions& options) {
       if (options.json) {
         json.begin_object().field("file", file).field("quantity", row.quantity).field("tensor", row.tensor);
         json.field("error", row.error).field("tolerance", row.tolerance).field("tensors", row.tensors);
-        json.field("pass", row.pass()).field("reason", row.row.reason ? row.row.reason : "").field("note", row.note);
+        json.field("pass", row.pass())
+            .field("reason", row.row.reason ? row.row.reason : "")
+            .field("note", row.note);
         json.end_object();
       } else {
         fmt::print("{}\n", to_string(row));
@@ -36,8 +37,8 @@ int parity_command(const ParityOptions& options) {
   if (options.json)
     fmt::print("{}\n", json.text());
   else
-    fmt::print("{} files, {} quantities in {}: {} passed, {} failed\n", options.files.size(), compared, options.dtype,
-               compared - failed, failed);
+    fmt::print("{} files, {} quantities in {}: {} passed, {} failed\n", options.files.size(), compared,
+               options.dtype, compared - failed, failed);
   return failed == 0 ? 0 : 1;
 }
 

@@ -45,12 +45,13 @@ RunSummary summarise(const RunFolder& folder, const RunReport& run) {
 std::string cell(double value) { return std::isfinite(value) ? fmt::format("{:.4f}", value) : "–"; }
 
 void print_table(const std::vector<RunSummary>& runs) {
-  fmt::print("{:<16} {:<15} {:>10} {:>7} {:>9} {:>9} {:>9} {:>12} {:>12} {:>7}\n", "run", "mixer", "parameters", "steps",
-             "accuracy", "best", "loss", "|λ| initial", "|λ| trained", "s");
+  fmt::print("{:<16} {:<15} {:>10} {:>7} {:>9} {:>9} {:>9} {:>12} {:>12} {:>7}\n", "run", "mixer",
+             "parameters", "steps", "accuracy", "best", "loss", "|λ| initial", "|λ| trained", "s");
   for (const RunSummary& run : runs)
-    fmt::print("{:<16} {:<15} {:>10} {:>7} {:>9} {:>9} {:>9} {:>12} {:>12} {:>7.0f}\n", run.info.name, run.info.family,
-               run.info.parameters, run.info.step, cell(run.final_accuracy), cell(run.best_accuracy),
-               cell(run.final_loss), cell(run.initial_radius), cell(run.trained_radius), run.info.wall_seconds);
+    fmt::print("{:<16} {:<15} {:>10} {:>7} {:>9} {:>9} {:>9} {:>12} {:>12} {:>7.0f}\n", run.info.name,
+               run.info.family, run.info.parameters, run.info.step, cell(run.final_accuracy),
+               cell(run.best_accuracy), cell(run.final_loss), cell(run.initial_radius),
+               cell(run.trained_radius), run.info.wall_seconds);
 }
 
 void print_json(const std::vector<RunSummary>& runs, const std::string& out) {
@@ -58,7 +59,9 @@ void print_json(const std::vector<RunSummary>& runs, const std::string& out) {
   json.begin_object().field("report", out).key("runs").begin_array();
   for (const RunSummary& run : runs) {
     json.begin_object().field("name", run.info.name).field("mixer", run.info.family);
-    json.field("parameters", run.info.parameters).field("steps", run.info.step).field("state", run.info.state);
+    json.field("parameters", run.info.parameters)
+        .field("steps", run.info.step)
+        .field("state", run.info.state);
     json.field("accuracy", run.final_accuracy).field("best_accuracy", run.best_accuracy);
     json.field("loss", run.final_loss).field("wall_seconds", run.info.wall_seconds);
     json.field("mean_radius_initial", run.initial_radius).field("mean_radius_trained", run.trained_radius);
@@ -79,8 +82,8 @@ int report_command(const ReportOptions& options) {
     summaries.push_back(summarise(folder, report.runs.back()));
   }
   const RunInfo& first = summaries.front().info;
-  report.subtitle = fmt::format("{} · seed {} · {} · eigentrace {} ({})", first.task, first.seed, first.device,
-                                first.version, first.commit);
+  report.subtitle = fmt::format("{} · seed {} · {} · eigentrace {} ({})", first.task, first.seed,
+                                first.device, first.version, first.commit);
   write_report(options.out, report);
   if (!options.figures.empty()) {
     ensure_directory(options.figures);

@@ -10,7 +10,8 @@
 
 namespace eigentrace {
 
-SpectrumRecord weights_spectra(const std::string& weights, const std::string& stage, const RunSpectraOptions& options) {
+SpectrumRecord weights_spectra(const std::string& weights, const std::string& stage,
+                               const RunSpectraOptions& options) {
   const RunConfig config = checkpoint_config(weights);
   const DType dtype = config.spectral.dtype == SpectralPrecision::f64 ? DType::f64 : DType::f32;
   const LoadedModel loaded = load_model(weights, dtype, options.device);
@@ -39,7 +40,8 @@ SpectrumRecord weights_spectra(const std::string& weights, const std::string& st
   return record;
 }
 
-SpectrumRecord run_spectra(const RunFolder& folder, const std::string& stage, const RunSpectraOptions& options) {
+SpectrumRecord run_spectra(const RunFolder& folder, const std::string& stage,
+                           const RunSpectraOptions& options) {
   SpectrumRecord record =
       weights_spectra(stage == "initial" ? folder.initial() : folder.checkpoint(), stage, options);
   write_spectrum(folder.spectrum(stage), record);

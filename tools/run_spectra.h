@@ -10,16 +10,19 @@ namespace eigentrace {
 
 struct RunSpectraOptions {
   Device device;
-  int64_t batch = 0;     ///< sequences; 0: the configuration's
+  int64_t batch = 0;  ///< sequences; 0: the configuration's
   SpectrumRequest request;
-  bool quiet = false;    ///< no progress on long eigenproblems
+  bool quiet = false;  ///< no progress on long eigenproblems
 };
 
-/// Reads the spectra of the weights in `weights` (a checkpoint) on the first sequences of the unshuffled test split.
-/// The pass runs in the type spectral.dtype asks for. `stage` is only written down.
-SpectrumRecord weights_spectra(const std::string& weights, const std::string& stage, const RunSpectraOptions& options);
+/// Reads the spectra of the weights in `weights` (a checkpoint) on the first sequences of the unshuffled test
+/// split. The pass runs in the type spectral.dtype asks for. `stage` is only written down.
+SpectrumRecord weights_spectra(const std::string& weights, const std::string& stage,
+                               const RunSpectraOptions& options);
 
-/// weights_spectra of a run's stage ("initial": its first weights, "trained": its checkpoint), written to the folder.
-SpectrumRecord run_spectra(const RunFolder& folder, const std::string& stage, const RunSpectraOptions& options);
+/// weights_spectra of a run's stage ("initial": its first weights, "trained": its checkpoint), written to the
+/// folder.
+SpectrumRecord run_spectra(const RunFolder& folder, const std::string& stage,
+                           const RunSpectraOptions& options);
 
 }  // namespace eigentrace

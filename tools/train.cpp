@@ -47,7 +47,8 @@ int train_command(const TrainOptions& options) {
       return 0;
     }
     for (const std::string& notice : loaded.notices) fmt::print(stderr, "note: {}\n", notice);
-    path = options.out.empty() ? "runs/" + std::filesystem::path(options.config).stem().string() : options.out;
+    path =
+        options.out.empty() ? "runs/" + std::filesystem::path(options.config).stem().string() : options.out;
     const RunFolder folder = RunFolder::create(path, options.force);
     trainer = std::make_unique<Trainer>(loaded.config, folder, how);
   }
@@ -63,12 +64,12 @@ int train_command(const TrainOptions& options) {
   if (options.json) {
     fmt::print("{}", read_file(folder.info_file()));
   } else {
-    fmt::print("{}: {} after step {} of {} ({}), {}\n", path, info.state, info.step, info.total_steps, info.reason,
-               format_duration(info.wall_seconds));
+    fmt::print("{}: {} after step {} of {} ({}), {}\n", path, info.state, info.step, info.total_steps,
+               info.reason, format_duration(info.wall_seconds));
     for (auto row = rows.rbegin(); row != rows.rend(); ++row)
       if (row->split != "train") {
-        fmt::print("{}: {} loss {:.4f}, accuracy {:.4f} at step {}\n", path, row->split, row->loss, row->accuracy,
-                   row->step);
+        fmt::print("{}: {} loss {:.4f}, accuracy {:.4f} at step {}\n", path, row->split, row->loss,
+                   row->accuracy, row->step);
         break;
       }
   }

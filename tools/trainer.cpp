@@ -20,8 +20,8 @@ namespace {
 
 volatile std::sig_atomic_t stop_signal = 0;
 
-/// While it lives, SIGINT and SIGTERM only set a flag, which the training loop reads after each step. A second signal
-/// of the same kind ends the program at once.
+/// While it lives, SIGINT and SIGTERM only set a flag, which the training loop reads after each step. A
+/// second signal of the same kind ends the program at once.
 class SignalGuard {
  public:
   SignalGuard() {
@@ -44,7 +44,8 @@ class SignalGuard {
 };
 
 LossAverage loss_average(const RunConfig& config) {
-  return config.train.loss_mean == LossMean::all_positions ? LossAverage::all_positions : LossAverage::labelled;
+  return config.train.loss_mean == LossMean::all_positions ? LossAverage::all_positions
+                                                           : LossAverage::labelled;
 }
 
 /// S4, S5 and LRU pool over the valid length; the others over the padded batch, as the study does.
@@ -94,20 +95,29 @@ std::unique_ptr<Model> model_for(RunConfig& config, const Task& task, const Trai
 int64_t checked_examples(const RunConfig& config, const Task& task) {
   const int64_t examples = task.size(Split::train);
   if (config.train.batch_size > examples)
-    fail_usage(fmt::format("train.batch_size is {}, but the training split has {} examples", config.train.batch_size,
-                           examples));
+    fail_usage(fmt::format("train.batch_size is {}, but the training split has {} examples",
+                           config.train.batch_size, examples));
   return examples;
 }
 
 }  // namespace
 
-Trainer::Trainer(const RunConfig& config, const RunFolder& folder, const TrainerOptions& options, RunInfo info)
-    : config_(config), folder_(folder), options_(options), task_(make_task(config.dataset)),
-      model_(model_for(config_, *task_, options)), rates_(config_.train, checked_examples(config_, *task_)),
-      optimiser_(model_->parameters(), make_groups(model_->parameters(), config_.model, config_.train, config_.dialect),
+Trainer::Trainer(const RunConfig& config, const RunFolder& folder, const TrainerOptions& options,
+                 RunInfo info)
+    : config_(config),
+      folder_(folder),
+      options_(options),
+      task_(make_task(config.dataset)),
+      model_(model_for(config_, *task_, options)),
+      rates_(config_.train, checked_examples(config_, *task_)),
+      optimiser_(model_->parameters(),
+                 make_groups(model_->parameters(), config_.model, config_.train, config_.dialect),
                  optimiser_options(config_.train)),
-      ctx_(options.device), data_(options.device, options.dtype), info_(std::move(info)),
-      published_(config_.train.schedule == ScheduleKind::published), masked_(masked_pooling(*model_, *task_)),
+      ctx_(options.device),
+      data_(options.device, options.dtype),
+      info_(std::move(info)),
+      published_(config_.train.schedule == ScheduleKind::published),
+      masked_(masked_pooling(*model_, *task_)),
       average_(loss_average(config_)) {
   info_.version = version();
   info_.commit = commit();
@@ -145,7 +155,8 @@ std::unique_ptr<Trainer> Trainer::resume(const RunFolder& folder, const TrainerO
   trainer->rates_.set_plateau(state.plateau);
   trainer->visit_state([&](const char* key, auto& value) {
     const auto found = state.numbers.find(key);
-    if (found == state.numbers.end()) fail(fmt::format("{}: the state has no '{}'", folder.checkpoint(), key));
+    if (found == state.numbers.end())
+      fail(fmt::format("{}: the state has no '{}'", folder.checkpoint(), key));
     value = static_cast<std::remove_reference_t<decltype(value)>>(found->second);
   });
   return trainer;
@@ -176,10 +187,13 @@ void Trainer::step(const Batch& batch) {
     try {
       forward_backward(ctx_, batch, true);
     } catch (const Error& error) {
-      fail(fmt::format("step {}: {}; lower train.lr, or see the weights of the last checkpoint", step_, error.what()));
+      fail(fmt::format("step {}: {}; lower train.lr, or see the weights of the last checkpoint", step_,
+                       error.what()));
     }
-    fail(fmt::format("step {}: the gradient's norm is not finite ({}) though every value is: it overflows; lower "
-                     "train.lr or use --dtype f64", step_, optimiser_.norm()));
+    fail(fmt::format(
+        "step {}: the gradient's norm is not finite ({}) though every value is: it overflows; lower "
+        "train.lr or use --dtype f64",
+        step_, optimiser_.norm()));
   }
   ++step_;
 }
@@ -209,7 +223,8 @@ void Trainer::log_row(AppendFile& metrics, double seconds) {
 
 void Trainer::evaluate_now(AppendFile& metrics) {
   const Split split = config_.train.eval_split == EvalSplit::test ? Split::test : Split::validation;
-  const int64_t batch = config_.train.eval_batch_size > 0 ? config_.train.eval_batch_size : config_.train.batch_size;
+  const int64_t batch =
+      config_.train.eval_batch_size > 0 ? config_.train.eval_batch_size : config_.train.batch_size;
   const Evaluation evaluation = evaluate(ctx_, *model_, *task_, split, batch, published_);
   MetricsRow row;
   row.step = step_;
@@ -241,7 +256,9 @@ std::string Trainer::progress_text() const {
 
 RunInfo Trainer::run() {
   using Clock = std::chrono::steady_clock;
-  const auto seconds_since = [](Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); };
+  const auto seconds_since = [](Clock::time_point t) {
+    return std::chrono::duration<double>(Clock::now() - t).count();
+  };
   SignalGuard signals;
   AppendFile metrics(folder_.metrics(), metrics_bytes_);
   LoaderOptions order;

@@ -22,8 +22,8 @@ struct Evaluation {
   int64_t labels = 0;
 };
 
-/// Loss (mean over labels; over batches if `mean_of_batches`, as the study reports) and accuracy of `split`, without
-/// dropout. The last batch is padded with examples that have no label.
+/// Loss (mean over labels; over batches if `mean_of_batches`, as the study reports) and accuracy of `split`,
+/// without dropout. The last batch is padded with examples that have no label.
 Evaluation evaluate(Context& ctx, const Model& model, const Task& task, Split split, int64_t batch_size,
                     bool mean_of_batches);
 
@@ -42,8 +42,8 @@ class Trainer {
   /// uninterrupted run gives. The run's own type is kept.
   static std::unique_ptr<Trainer> resume(const RunFolder& folder, const TrainerOptions& options);
 
-  /// Trains to the end, or until SIGINT or SIGTERM, which save a checkpoint first. Returns the run's description.
-  /// Error: a loss or gradient that is not finite, naming step, op and layer.
+  /// Trains to the end, or until SIGINT or SIGTERM, which save a checkpoint first. Returns the run's
+  /// description. Error: a loss or gradient that is not finite, naming step, op and layer.
   RunInfo run();
 
   Model& model() { return *model_; }
@@ -64,7 +64,8 @@ class Trainer {
   bool evaluation_due() const;
   std::string progress_text() const;
   /// What a checkpoint keeps besides tensors and step, once: for saving and for resuming.
-  template <class Visitor> void visit_state(Visitor&& visit) {
+  template <class Visitor>
+  void visit_state(Visitor&& visit) {
     visit("metrics_bytes", metrics_bytes_);
     visit("wall_seconds", info_.wall_seconds);
     visit("sums.loss", sums_.loss);
