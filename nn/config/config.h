@@ -137,8 +137,12 @@ struct RunConfig {
 
 struct LoadedConfig {
   RunConfig config;
-  std::vector<std::string> notices;  ///< what the file says without effect, one sentence each
+  std::vector<std::string> notices;  ///< what the file says without effect, then explain(config)
 };
+
+/// What the run does that a reader of its file might not expect, one sentence each: the published trainers'
+/// oddities that this configuration meets, options that cannot work.
+std::vector<std::string> explain(const RunConfig& config);
 
 /// Reads a configuration. `origin` names it in errors; `overrides` are "a.b=value", applied before anything
 /// is read. Errors (usage): not YAML, unknown keys (with the nearest known one), values of the wrong type,

@@ -71,8 +71,8 @@ TEST_CASE("config: the printed form of either dialect is ours and reads back to 
     const LoadedConfig again = read_config(to_yaml(c), "printed");
     CHECK(again.config == c);
     CHECK(again.config.dialect == Dialect::ours);
-    CHECK(again.notices.empty());
-    CHECK(read_config(to_json(c), "json").config == c);  // JSON is YAML
+    for (const std::string& notice : again.notices) CHECK(!has(notice, "printed:"));  // no dead key
+    CHECK(read_config(to_json(c), "json").config == c);                               // JSON is YAML
     CHECK(read_model_config(to_json(c.model)).index() == c.model.index());
     RunConfig other = c;
     other.train.lr *= 2;
@@ -171,6 +171,32 @@ TEST_CASE("config: the model is held to the data") {
   std::get<SsmConfig>(model).input_dim = 0;
   fit_model(model, data);
   CHECK(std::get<SsmConfig>(model).seq_len == 512);
+}
+
+TEST_CASE("config: the oddities a published run meets are told, and a run of ours meets none") {
+  const auto told = [](const std::string& text, const std::vector<std::string>& overrides, const char* part) {
+    for (const std::string& notice : read_config(text, "run.yaml", overrides).notices)
+      if (has(notice, part)) return true;
+    return false;
+  };
+  CHECK(told(study, {}, "learning rate is constant"));
+  CHECK(!told(study, {"train.warmup_steps=10"}, "learning rate is constant"));
+  CHECK(told(study, {}, "keys of training example"));
+  CHECK(told(study, {}, "test set"));
+  CHECK(read_config(ours, "run.yaml").notices.empty());
+  CHECK(told(ours, {"model.attention_fn=norm-attention", "model.norm_fn=exp", "model.offset=True"},
+             "underflows"));
+  const std::string folder = std::string(EIGENTRACE_TEST_DATA) + "/../tasks/experiments/";
+  const auto file = [&](const char* name, const char* part) {
+    for (const std::string& notice : read_config_file(folder + name).notices)
+      if (has(notice, part)) return true;
+    return false;
+  };
+  CHECK(file("mqar-s4.yaml", "move up the loss"));
+  CHECK(file("mqar-s4.yaml", "all_positions"));
+  CHECK(file("wikitext-lru.yaml", "names no parameter of LRU"));
+  CHECK(file("wikitext-lru.yaml", "takes the perplexity for an accuracy"));
+  CHECK(!file("mqar-mamba2.yaml", "learning rate is constant"));
 }
 
 TEST_CASE("config: nearest finds the key with the smallest edit distance, and nothing for nonsense") {
