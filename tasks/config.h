@@ -12,6 +12,7 @@
 #include "tasks/mad.h"
 #include "tasks/mnist.h"
 #include "tasks/mqar.h"
+#include "tasks/pairs.h"
 #include "tasks/pathfinder.h"
 #include "tasks/retrieval.h"
 #include "tasks/synthetic.h"
@@ -22,7 +23,7 @@ namespace eigentrace {
 
 using TaskConfig = std::variant<MqarConfig, CifarConfig, ImdbConfig, ListOpsConfig, WikiTextConfig,
                                 RetrievalConfig, PathfinderConfig, MnistConfig, MadConfig, CopyConfig,
-                                DelayConfig, ParityConfig, ModularConfig, InductionConfig>;
+                                DelayConfig, ParityConfig, ModularConfig, InductionConfig, PairsConfig>;
 
 /// The task a configuration describes. Errors: sizes that do not fit (usage), missing or wrong files.
 std::unique_ptr<Task> make_task(const TaskConfig& config);

@@ -87,7 +87,7 @@ TEST_CASE(
     CHECK(all_good(check_task(*task, 20)));
     CHECK(measure_task(*task, Split::train, 4, 0.001).examples_per_second() > 0);
   }
-  CHECK(generators == 9);
+  CHECK(generators == 10);
   CHECK_THROWS_AS(task_config("mqa"), UsageError);
 }
 

@@ -130,7 +130,9 @@ TEST_CASE("mqar: slots, distances and fillers match the published generator's st
     CHECK(std::abs(slot_sum[s.pair] / examples - s.mean) < 4.5 * s.deviation * both);
   }
   CHECK(asked[0] == examples);
-  for (const auto& [slot, p] : probability) {
+  for (const std::pair<int, double>& known : probability) {
+    const int slot = known.first;
+    const double p = known.second;
     CAPTURE(slot);
     CHECK(std::abs(asked[slot] / examples - p) < 4.5 * std::sqrt(p * (1 - p)) * both + 1e-12);
   }

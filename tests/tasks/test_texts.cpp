@@ -2,6 +2,7 @@
 #include <archive_entry.h>
 #include <doctest/doctest.h>
 
+#include <cmath>
 #include <filesystem>
 #include <string>
 
@@ -165,6 +166,43 @@ TEST_CASE("retrieval: first documents come first, second ones after, padded to o
         std::string::npos);
   CHECK(error("1\t2\t3\ta\t\xFF\n").find("column 5: expected UTF-8") != std::string::npos);
   CHECK(error("").find("at least one row") != std::string::npos);
+}
+
+TEST_CASE("pairs: the letters two documents favour tell whether they are of one topic") {
+  PairsConfig c;
+  c.l_max = 255;
+  const auto task = make_task(c);
+  std::vector<int64_t> indices(200);
+  for (int64_t i = 0; i < 200; ++i) indices[i] = i;
+  Batch batch;
+  task->make(Split::train, indices, batch);
+  CHECK(batch.batch == 400);
+  int same = 0, right = 0;
+  for (int64_t e = 0; e < 200; ++e) {
+    std::vector<double> share[2];
+    for (int64_t d = 0; d < 2; ++d) {
+      const int64_t b = d * 200 + e, n = batch.lengths[b];
+      REQUIRE(n >= 65);
+      REQUIRE(n <= 255);
+      REQUIRE(batch.row(b)[n - 1] == 2);
+      share[d].assign(30, 0);
+      for (int64_t t = 0; t + 1 < n; ++t) {
+        REQUIRE(batch.row(b)[t] >= 3);
+        REQUIRE(batch.row(b)[t] < 30);
+        share[d][batch.row(b)[t]] += 1.0 / static_cast<double>(n - 1);
+      }
+    }
+    double distance = 0;
+    for (int k = 3; k < 30; ++k) distance += std::abs(share[0][k] - share[1][k]);
+    right += (distance < 0.6) == (batch.labels[e] == 1);
+    same += batch.labels[e];
+  }
+  CHECK(right > 180);
+  CHECK(std::abs(same - 100) < 32);
+  c.topics = 1;
+  CHECK_THROWS_AS(make_task(c), UsageError);
+  c.topics = 8, c.min_length = 255;
+  CHECK_THROWS_AS(make_task(c), UsageError);
 }
 
 TEST_CASE("check_symbols: a model of another vocabulary is told the first difference") {
