@@ -144,8 +144,10 @@ Pairs nearest(const LayerSpectrum& exact, size_t from, const LayerSpectrum& publ
   const size_t n = published.log_abs.size();
   std::vector<std::tuple<double, size_t, size_t>> distances;
   for (size_t a = 0; a < n; ++a)
-    for (size_t b = 0; b < n; ++b)
-      distances.emplace_back(std::abs(eigenvalue(exact, from + a) - eigenvalue(published, b)), a, b);
+    for (size_t b = 0; b < n; ++b) {
+      const double distance = std::abs(eigenvalue(exact, from + a) - eigenvalue(published, b));
+      distances.emplace_back(std::isnan(distance) ? HUGE_VAL : distance, a, b);
+    }
   std::sort(distances.begin(), distances.end());
   std::vector<char> used_a(n, 0), used_b(n, 0);
   Pairs pairs;

@@ -11,7 +11,9 @@ namespace eigentrace {
 
 struct ReplayOptions {
   int64_t max_sequences = 0;  ///< the first so many sequences of the batch; 0: all
-  int64_t max_channels = 0;   ///< S4: so many channels, evenly spread (each costs O(T N²)); 0: all
+  /// S4: so many channels, evenly spread. Each costs O(N³ log L) for C̄; 0: as many as take about half a
+  /// minute, at least 16.
+  int64_t max_channels = 0;
 };
 
 /// One head, or the whole layer where there are no heads.
