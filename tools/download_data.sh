@@ -14,7 +14,6 @@ if [ $# -eq 0 ]; then
   sed -n '2,4s/^# \{0,1\}//p' "$0"
   exit 2
 fi
-mkdir -p "$dir"
 
 say() { printf '%s\n' "download_data.sh: $*" >&2; }
 
