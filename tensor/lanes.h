@@ -62,6 +62,19 @@ inline T sum_lanes(const Lanes<T>& v) {
 /// One complex number a lane.
 template <class V>
 concept LaneVector = std::is_same_v<V, FloatLanes> || std::is_same_v<V, DoubleLanes>;
+/// 0 in every lane. (nvcc's front end does not take a braced pair of vectors for it.)
+template <LaneVector V>
+inline V zero_lanes() {
+  V v;
+  std::memset(&v, 0, sizeof(V));
+  return v;
+}
+template <LaneVector V>
+inline cplx<V> complex_zero() {
+  cplx<V> z;
+  std::memset(&z, 0, sizeof(z));
+  return z;
+}
 template <LaneVector V>
 inline cplx<V> operator+(const cplx<V>& a, const cplx<V>& b) {
   return {a.re + b.re, a.im + b.im};

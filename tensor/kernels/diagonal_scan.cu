@@ -74,7 +74,7 @@ struct State {
     }
   }
   void clear() {
-    for (auto& c : v) c = {Lanes<T>{}, Lanes<T>{}};
+    for (auto& c : v) c = complex_zero<Lanes<T>>();
   }
   /// h ← λ h + x
   void advance(const State& lambda, const State& x) {

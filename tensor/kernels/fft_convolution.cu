@@ -44,10 +44,11 @@ void kernel_spectrum(const Sizes& n, const LaneFft<T>& fft, const T* k, Signal<T
   parallel_rows(n.blocks, [&](int64_t block) {
     Signal<T>* s = spectrum + block * n.length;
     for (int64_t t = 0; t < n.length; ++t) {
-      s[t] = {Lanes<T>{}, Lanes<T>{}};
+      T taps[lane_count<T>] = {};
       if (t < n.kept)
-        for (int64_t l = 0; l < n.count(block); ++l)
-          s[t].re[l] = scale * k[(block * n.lanes + l) * n.taps + t];
+        for (int64_t l = 0; l < n.count(block); ++l) taps[l] = scale * k[(block * n.lanes + l) * n.taps + t];
+      s[t].re = load_lanes(taps, n.lanes);
+      s[t].im = zero_lanes<Lanes<T>>();
     }
     fft.forward(s);
   });
@@ -61,9 +62,9 @@ void load_pair(const Sizes& n, const Rows<T>& x, int64_t pair, int64_t block, Si
   const bool both = 2 * pair + 1 < n.batch;
   for (int64_t t = 0; t < n.time; ++t) {
     z[t].re = load_lanes(first + t * x.stride, count);
-    z[t].im = both ? load_lanes(first + (n.time + t) * x.stride, count) : Lanes<T>{};
+    z[t].im = both ? load_lanes(first + (n.time + t) * x.stride, count) : zero_lanes<Lanes<T>>();
   }
-  for (int64_t t = n.time; t < n.length; ++t) z[t] = {Lanes<T>{}, Lanes<T>{}};
+  for (int64_t t = n.time; t < n.length; ++t) z[t] = complex_zero<Lanes<T>>();
 }
 
 /// y = z + skip ∘ u, both sequences of the pair.
@@ -71,7 +72,7 @@ template <class T>
 void store_pair(const Sizes& n, const Signal<T>* z, const Rows<T>& u, const T* skip, int64_t pair,
                 int64_t block, const Rows<T>& y) {
   const int64_t count = n.count(block);
-  const Lanes<T> d = skip ? load_lanes(skip + block * n.lanes, count) : Lanes<T>{};
+  const Lanes<T> d = skip ? load_lanes(skip + block * n.lanes, count) : zero_lanes<Lanes<T>>();
   for (int64_t t = 0; t < n.time; ++t) {
     const int64_t row = 2 * pair * n.time + t, column = block * n.lanes;
     const Lanes<T> first = load_lanes(u.data + row * u.stride + column, count);
@@ -117,7 +118,7 @@ void backward(const Sizes& n, const LaneFft<T>& fft, const Rows<T>& u, const Row
     const int64_t group = item / n.blocks, block = item % n.blocks;
     const LaneBuffer<Signal<T>> z(n.length), v(n.length);
     Signal<T>* sum = sums + item * n.length;
-    for (int64_t p = 0; p < n.length; ++p) sum[p] = {Lanes<T>{}, Lanes<T>{}};
+    for (int64_t p = 0; p < n.length; ++p) sum[p] = complex_zero<Lanes<T>>();
     double* product = products + group * n.channels + block * n.lanes;
     std::fill(product, product + n.count(block), 0.0);
     const Signal<T>* k = kernel + block * n.length;

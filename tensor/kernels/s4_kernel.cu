@@ -82,7 +82,7 @@ struct Channel {
   }
 };
 
-V broadcast(double x) { return V{} + x; }
+V broadcast(double x) { return zero_lanes<V>() + x; }
 
 /// r = 1/(g − Λ_n) at the nodes g = i·g_im
 cplx<V> resolvent(const Channel& ch, size_t n, const V& g_im) {
@@ -96,7 +96,7 @@ struct CauchySums {
 };
 
 CauchySums cauchy_sums(const Channel& ch, const V& g_im) {
-  const cplx<V> zero{V{}, V{}};
+  const cplx<V> zero = complex_zero<V>();
   CauchySums s{zero, zero, zero, zero};
   for (size_t n = 0; n < static_cast<size_t>(ch.states); ++n) {
     const cplx<V> r = resolvent(ch, n, g_im);
@@ -149,14 +149,14 @@ void sum_gradients(const Channel& ch, const Nodes& nodes, const Signal* spectrum
   for (int64_t v = 0; v < nodes.vectors; ++v) {
     const V tau = tau_lanes(nodes, v);
     const CauchySums s = cauchy_sums(ch, tau * (2 / ch.step));
-    cplx<V> g{V{}, V{}};
+    cplx<V> g = complex_zero<V>();
     for (int64_t l = 0; l < std::min(lanes, nodes.length - v * lanes); ++l) {
       if (v * lanes + l == nodes.limit) continue;
       g.re[l] = spectrum[v * lanes + l].re[lane];
       g.im[l] = spectrum[v * lanes + l].im[lane];
     }
     const cplx<V> inverse = one_over({1.0 + s.pp.re, s.pp.im});
-    const cplx<V> zero{V{}, V{}};
+    const cplx<V> zero = complex_zero<V>();
     to[v].cb = conj(cplx<V>{broadcast(1.0), tau}) * g;
     const cplx<V> through = zero - conj(inverse) * to[v].cb;
     to[v].cp = conj(s.pb) * through;
@@ -180,9 +180,9 @@ struct StateGradient {
 };
 
 StateGradient state_gradient(const Channel& ch, size_t n, const Nodes& nodes, const CauchySums* g) {
-  const cplx<V> zero{V{}, V{}};
+  const cplx<V> zero = complex_zero<V>();
   cplx<V> lambda = zero, cb = zero, cp = zero, pb = zero;
-  V pp{}, step{};
+  V pp = zero_lanes<V>(), step = zero_lanes<V>();
   for (int64_t v = 0; v < nodes.vectors; ++v) {
     const V g_im = tau_lanes(nodes, v) * (2 / ch.step);
     const cplx<V> r = resolvent(ch, n, g_im);
@@ -237,7 +237,7 @@ void s4_kernel(Context& ctx, const S4Parameters& in, Tensor& k) {
     const Nodes nodes(*fft);
     parallel_rows((channels + lanes - 1) / lanes, [&](int64_t block) {
       const LaneBuffer<Signal> spectrum(length);
-      for (int64_t p = 0; p < length; ++p) spectrum[p] = {V{}, V{}};
+      for (int64_t p = 0; p < length; ++p) spectrum[p] = complex_zero<V>();
       const int64_t count = std::min(lanes, channels - block * lanes);
       for (int64_t l = 0; l < count; ++l)
         spectrum_of(Channel(in, block * lanes + l, T{}), nodes, spectrum.data(), l);
@@ -262,7 +262,7 @@ void s4_kernel_backward(Context& ctx, const S4Parameters& in, const Tensor& dk, 
       const LaneBuffer<CauchySums> sums(nodes.vectors);
       const int64_t count = std::min(lanes, channels - block * lanes);
       for (int64_t t = 0; t < length; ++t) {
-        spectrum[t] = {V{}, V{}};
+        spectrum[t] = complex_zero<V>();
         for (int64_t l = 0; l < count; ++l)
           spectrum[t].re[l] = static_cast<double>(rows.data[(block * lanes + l) * rows.stride + t]) /
                               static_cast<double>(length);
