@@ -5,7 +5,7 @@ set -eu
 
 packages="g++ cmake ninja-build pkg-config
   libopenblas-dev liblapacke-dev
-  libfmt-dev doctest-dev libcli11-dev libyaml-cpp-dev nlohmann-json3-dev libkissfft-dev
+  libfmt-dev doctest-dev libcli11-dev libyaml-cpp-dev nlohmann-json3-dev
   libutf8proc-dev libarchive-dev libpng-dev libsqlite3-dev zlib1g-dev"
 [ "${1:-}" != "--check" ] || packages="$packages clang-format clang-tidy"
 
