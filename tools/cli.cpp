@@ -91,6 +91,20 @@ void declare_commands(CLI::App& app, std::function<int()>& chosen) {
                                            "run lines whose name contains one of these words");
                              c->add_flag("--quick", o.quick, "small sizes, one repetition");
                            });
+  subcommand<TasksOptions>(
+      app, "tasks", "list, describe, sample, export or check tasks; measure how fast examples are made",
+      chosen, tasks_command, [](CLI::App* c, TasksOptions& o) {
+        c->add_option("action", o.action, "list, describe, sample, export, check or speed")->required();
+        c->add_option("name", o.name, "task (all actions but list)");
+        c->add_option("--set", o.set, "override a key of the task: vocab_size=64 (repeatable)");
+        c->add_option("--split", o.split, "train, validation or test")->capture_default_str();
+        c->add_option("--index", o.index, "sample: the first example")->capture_default_str();
+        c->add_option("--count", o.count, "sample: how many")->capture_default_str();
+        c->add_option("--out", o.out, "export: folder");
+        c->add_option("--format", o.format, "export: npy, jsonl or official")->capture_default_str();
+        c->add_option("--limit", o.limit, "export, check: examples of a split (0: all)")
+            ->capture_default_str();
+      });
   subcommand<CommonOptions>(app, "info", "devices, threads, libraries, versions", chosen, info_command,
                             [](CLI::App*, CommonOptions&) {});
 }

@@ -63,6 +63,17 @@ struct BenchOptions : CommonOptions {
 };
 int bench_command(const BenchOptions& options);
 
+struct TasksOptions : CommonOptions {
+  std::string action;            ///< list, describe, sample, export, check, speed
+  std::string name;              ///< of the task
+  std::vector<std::string> set;  ///< "vocab_size=64"
+  std::string split = "train";
+  int64_t index = 0, count = 1;  ///< sample: the first example, and how many
+  std::string out, format = "npy";
+  int64_t limit = 1000;  ///< export, check: examples of a split (0: all)
+};
+int tasks_command(const TasksOptions& options);
+
 int info_command(const CommonOptions& options);
 
 /// Parses the command line and runs the subcommand; turns exceptions into messages and exit codes.

@@ -151,6 +151,9 @@ LoadedConfig read_config(const std::string& text, const std::string& origin,
                          const std::vector<std::string>& overrides = {});
 LoadedConfig read_config_file(const std::string& path, const std::vector<std::string>& overrides = {});
 
+/// A task by name, its keys overridden by "key=value". Errors (usage) as of read_config.
+TaskConfig read_task_config(const std::string& name, const std::vector<std::string>& overrides);
+
 /// The resolved configuration in our dialect, only keys that have an effect. read_config(to_yaml(c)) is c.
 std::string to_yaml(const RunConfig& config);
 std::string to_json(const RunConfig& config);

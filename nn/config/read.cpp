@@ -209,6 +209,17 @@ void override_key(ConfigNode& root, const std::string& text) {
 
 }  // namespace
 
+TaskConfig read_task_config(const std::string& name, const std::vector<std::string>& overrides) {
+  ConfigNode root, dataset, word;
+  root.kind = dataset.kind = ConfigNode::Kind::map;
+  word.kind = ConfigNode::Kind::scalar;
+  word.text = name;
+  dataset.entries.push_back({"_name_", word});
+  root.entries.push_back({"dataset", dataset});
+  for (const std::string& text : overrides) override_key(root, "dataset." + text);
+  return read_dataset(*root.find("dataset"), {"", "dataset", 0}, {Dialect::ours, {}, {}, nullptr});
+}
+
 ModelConfig read_model_config(const std::string& text, std::vector<std::string>* notices) {
   const ConfigNode node = parse_yaml(text, "model");
   const ModelConfig config = read_model(node, {"", "model", 0}, {Dialect::study, {}, {}, notices});
