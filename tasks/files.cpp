@@ -26,7 +26,7 @@ std::string read_data(const std::filesystem::path& file, const DataSource& sourc
 std::filesystem::path find_data(const std::string& data_dir, const std::vector<std::string>& candidates,
                                 const DataSource& source) {
   for (const std::string& candidate : candidates) {
-    const std::filesystem::path path = std::filesystem::path(data_dir) / candidate;
+    std::filesystem::path path = std::filesystem::path(data_dir) / candidate;
     std::error_code ignored;
     if (std::filesystem::exists(path, ignored)) return path;
   }

@@ -77,7 +77,7 @@ class Mnist final : public Task {
       std::vector<std::string> names;
       for (const char* folder : {"", "mnist/", "MNIST/raw/"})
         for (const char* ending : {"", ".gz"})
-          names.push_back(folder + part + "-" + kind + "-ubyte" + ending);
+          names.push_back(fmt::format("{}{}-{}-ubyte{}", folder, part, kind, ending));
       return find_data(c_.data_dir, names, kSource);
     };
     const auto images = file("images-idx3"), labels = file("labels-idx1");

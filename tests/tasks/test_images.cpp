@@ -231,7 +231,7 @@ TEST_CASE("mnist: IDX files, plain and compressed, in raster order or by bit rev
   const auto error = [&] { return error_of([&] { make_task(c); }); };
   const auto with = [&](const char* name, const std::string& bytes) {
     write_file(dir.path / name, bytes);
-    const std::string message = error();
+    std::string message = error();
     CHECK(message.find(name) != std::string::npos);
     return message;
   };
@@ -304,7 +304,7 @@ TEST_CASE("pathfinder: the published folders are read, split, and their errors n
       const std::string name = "sample_" + std::to_string(i) + ".png",
                         images = "imgs/" + std::to_string(folder);
       write_file(level / images / name, write_png(pixels, 32, 32));
-      metadata += images + " " + name + " 0 " + std::to_string(i % 2) + " 1.0 2\n";
+      metadata.append(images).append(" ").append(name).append(i % 2 ? " 0 1 1.0 2\n" : " 0 0 1.0 2\n");
     }
     write_file(level / "metadata" / (std::to_string(folder) + ".npy"), metadata);
   }
