@@ -100,7 +100,8 @@ void Optimiser::step(Context& ctx, const std::vector<double>& rates) {
   std::vector<double> rows;
   for (size_t g = 0; g < groups_.size(); ++g) {
     const ParameterGroup& group = groups_[g];
-    const auto t = static_cast<double>(steps_ / group.update_every);
+    const int64_t updates = steps_ / group.update_every;
+    const auto t = static_cast<double>(updates);
     // 1 − βᵗ by expm1: for β close to 1 and small t the difference would cancel.
     const auto correction = [t](double beta) { return beta > 0 ? -std::expm1(t * std::log(beta)) : 1.0; };
     const bool active = steps_ % group.update_every == 0;

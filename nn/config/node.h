@@ -1,10 +1,11 @@
 #pragma once
 // A parsed YAML (or JSON) document as plain values: what the reader of configurations works on.
 #include <string>
-#include <utility>
 #include <vector>
 
 namespace eigentrace {
+
+struct ConfigEntry;
 
 struct ConfigNode {
   enum class Kind : unsigned char { null, scalar, list, map };
@@ -13,9 +14,14 @@ struct ConfigNode {
   bool quoted = false;  ///< the scalar stood in quotes: text, whatever it looks like
   int line = 0;         ///< 1, 2, …; 0: not from a file
   std::vector<ConfigNode> items;
-  std::vector<std::pair<std::string, ConfigNode>> entries;  ///< of a map, in order
+  std::vector<ConfigEntry> entries;  ///< of a map, in order
 
   const ConfigNode* find(const std::string& key) const;
+};
+
+struct ConfigEntry {
+  std::string key;
+  ConfigNode value;
 };
 
 /// Errors (usage), with `origin` and the line: not YAML, several documents, keys that are no text, a key

@@ -34,7 +34,9 @@ void read_fields(const std::function<Fields()>& fields, const ConfigNode& node, 
   const Fields before = fields();
   std::vector<std::string> names = rules.elsewhere;
   for (const Field& field : before) names.push_back(field.name);
-  for (const auto& [key, value] : node.entries) {
+  for (const ConfigEntry& entry : node.entries) {
+    const std::string& key = entry.key;
+    const ConfigNode& value = entry.value;
     const ConfigPlace here = place.below(key, value);
     const auto field =
         std::find_if(before.begin(), before.end(), [&](const Field& f) { return f.name == key; });
@@ -196,10 +198,9 @@ void override_key(ConfigNode& root, const std::string& text) {
     if (at->kind == ConfigNode::Kind::null) at->kind = ConfigNode::Kind::map;
     if (at->kind != ConfigNode::Kind::map)
       fail_usage(fmt::format("--set {}: '{}' is below a value, not below a section", text, key));
-    auto found =
-        std::find_if(at->entries.begin(), at->entries.end(), [&](auto& e) { return e.first == key; });
+    auto found = std::find_if(at->entries.begin(), at->entries.end(), [&](auto& e) { return e.key == key; });
     if (found == at->entries.end()) found = at->entries.insert(at->entries.end(), {key, ConfigNode{}});
-    at = &found->second;
+    at = &found->value;
     begin = end + 1;
     if (end == equals) break;
   }
@@ -222,7 +223,7 @@ TaskConfig read_task_config(const std::string& name, const std::vector<std::stri
 
 ModelConfig read_model_config(const std::string& text, std::vector<std::string>* notices) {
   const ConfigNode node = parse_yaml(text, "model");
-  const ModelConfig config = read_model(node, {"", "model", 0}, {Dialect::study, {}, {}, notices});
+  ModelConfig config = read_model(node, {"", "model", 0}, {Dialect::study, {}, {}, notices});
   check(config);
   return config;
 }

@@ -37,8 +37,8 @@ ConfigNode convert(const YAML::Node& node, const std::string& origin, int depth)
         if (out.find(key))
           fail_usage(fmt::format("{}:{}: the key '{}' stands twice in one section; remove one", origin,
                                  entry.first.Mark().line + 1, key));
-        out.entries.emplace_back(key, convert(entry.second, origin, depth + 1));
-        out.entries.back().second.line = entry.first.Mark().line + 1;
+        out.entries.push_back({key, convert(entry.second, origin, depth + 1)});
+        out.entries.back().value.line = entry.first.Mark().line + 1;
       }
       break;
   }
@@ -49,8 +49,8 @@ ConfigNode convert(const YAML::Node& node, const std::string& origin, int depth)
 
 const ConfigNode* ConfigNode::find(const std::string& key) const {
   const auto found =
-      std::find_if(entries.begin(), entries.end(), [&](const auto& entry) { return entry.first == key; });
-  return found == entries.end() ? nullptr : &found->second;
+      std::find_if(entries.begin(), entries.end(), [&](const auto& entry) { return entry.key == key; });
+  return found == entries.end() ? nullptr : &found->value;
 }
 
 ConfigNode parse_yaml(const std::string& text, const std::string& origin) {
