@@ -14,7 +14,7 @@ Var Mixer::operator()(Forward& forward, int layer, const Var& x) const {
              ", found " + to_string(replacement.shape()));
       mixed.y = replacement;
     }
-  const Var y = finish(forward, *all, mixed.y);
+  Var y = finish(forward, *all, mixed.y);
   if (forward.on_mixer_output) forward.on_mixer_output(layer, x, y);
   return y;
 }

@@ -34,7 +34,7 @@ void watch_published(Forward& forward, const Model& model,
   }
   forward.on_mixer = [&model, found, before = forward.on_mixer](int layer, const Mixer& mixer,
                                                                 const Terms& terms, const Mixed& mixed) {
-    const Var replacement = before ? before(layer, mixer, terms, mixed) : Var();
+    Var replacement = before ? before(layer, mixer, terms, mixed) : Var();
     const Realisation system = mixer.realise(terms, mixed);
     if (system.family == Family::s5) {
       const std::string name = "encoder.layers_" + std::to_string(layer) + ".seq.";

@@ -70,6 +70,7 @@ double LearningRates::at(GroupKind kind, int64_t step) const {
 
 std::vector<double> LearningRates::at(const std::vector<ParameterGroup>& groups, int64_t step) const {
   std::vector<double> rates;
+  rates.reserve(groups.size());
   for (const ParameterGroup& group : groups) rates.push_back(at(group.kind, step));
   return rates;
 }

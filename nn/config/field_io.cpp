@@ -137,6 +137,7 @@ std::string yaml_of(const std::string& x) {
 template <class T>
 std::string yaml_of(const std::vector<T>& x) {
   std::vector<std::string> items;
+  items.reserve(x.size());
   for (const T& e : x) items.push_back(yaml_of(e));
   return fmt::format("[{}]", fmt::join(items, ", "));
 }

@@ -53,7 +53,8 @@ class Attention : public Mixer {
     return convolve && config_.conv_type == ConvType::full ? convolution_(forward, all) : all;
   }
   double inverse_root_width() const {
-    return 1.0 / std::sqrt(static_cast<double>(config_.state_dim / heads_));
+    const int64_t width = config_.state_dim / heads_;
+    return 1.0 / std::sqrt(static_cast<double>(width));
   }
 
   TransformerConfig config_;

@@ -284,7 +284,7 @@ TEST_CASE("transformer: hooks see every layer, and a replaced y goes on through 
       };
       forward.on_block = [&](int, const Var& output) { CHECK(output.shape() == Shape{2, 10, 16}); };
     }
-    const std::vector<double> y = model->output(forward, input).value().to_vector<double>();
+    std::vector<double> y = model->output(forward, input).value().to_vector<double>();
     if (hooked) CHECK(seen == std::vector<int>{0, 1});
     return y;
   };
