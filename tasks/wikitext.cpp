@@ -15,9 +15,11 @@ namespace eigentrace {
 
 namespace {
 
-constexpr DataSource kSource{
-    "wikitext", "https://huggingface.co/datasets/Salesforce/wikitext (raw form)",
-    "wikitext-2-raw or wikitext-103-raw with wiki.train.raw, wiki.valid.raw, wiki.test.raw"};
+constexpr const char* kPage = "https://huggingface.co/datasets/Salesforce/wikitext (raw form)";
+constexpr DataSource kWikiText2{"wikitext", kPage,
+                                "wikitext-2-raw with wiki.train.raw, wiki.valid.raw, wiki.test.raw"};
+constexpr DataSource kWikiText103{"wikitext-103", kPage,
+                                  "wikitext-103-raw with wiki.train.raw, wiki.valid.raw, wiki.test.raw"};
 constexpr const char* kFiles[3] = {"wiki.train.raw", "wiki.valid.raw", "wiki.test.raw"};
 
 class WikiText final : public Task {
@@ -43,7 +45,7 @@ class WikiText final : public Task {
             return std::filesystem::exists(std::filesystem::path(c_.data_dir) / name, ignored);
           }))
         continue;
-      load(find_data(c_.data_dir, names, kSource), splits_[s]);
+      load(find_data(c_.data_dir, names, source()), splits_[s]);
     }
   }
 
@@ -72,7 +74,7 @@ class WikiText final : public Task {
         {"encoder.json", "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"},
         {"vocab.bpe", "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"}};
     for (const auto& [file, published] : kPublished) {
-      const bool same = sha256(read_data(bpe_folder() / file, kSource)) == published;
+      const bool same = sha256(read_data(bpe_folder() / file, source())) == published;
       findings.push_back(
           {file, same ? "SHA-256 as published" : "SHA-256 differs from the published file's", same});
     }
@@ -100,6 +102,7 @@ class WikiText final : public Task {
     TokenisedText text;
     std::vector<int64_t> starts;
   };
+  const DataSource& source() const { return c_.version == 103 ? kWikiText103 : kWikiText2; }
   const Part& of(Split split) const { return splits_[static_cast<int>(split)]; }
 
   std::filesystem::path bpe_folder() const {
@@ -110,7 +113,7 @@ class WikiText final : public Task {
   }
 
   void load(const std::filesystem::path& file, Part& part) {
-    const std::string text = read_data(file, kSource);
+    const std::string text = read_data(file, source());
     // The key holds whatever the tokens depend on: the text and the vocabulary, both by content.
     uint64_t key = digest(text);
     for (int64_t id = 0; id < tokenizer_.vocabulary(); ++id) key = digest(tokenizer_.bytes(id), key);
@@ -120,7 +123,7 @@ class WikiText final : public Task {
     if (!cache.empty()) cache /= fmt::format("{}.{:016x}.tokens", file.filename().string(), key);
     std::error_code ignored;
     const bool cached = !cache.empty() && std::filesystem::exists(cache, ignored) &&
-                        read_tokens(read_data(cache, kSource), key, part.text);
+                        read_tokens(read_data(cache, source()), key, part.text);
     if (!cached) {
       part.text = tokenise_lines(text, tokenizer_, file.string());
       if (!cache.empty()) {
@@ -138,7 +141,7 @@ class WikiText final : public Task {
           file,
           fmt::format("{} tokens in {} lines give no block of {}; use pack: all or a smaller block_size",
                       part.text.ids.size(), part.text.lines.size(), c_.block_size),
-          kSource);
+          source());
   }
 
   WikiTextConfig c_;
