@@ -17,7 +17,9 @@ SpectrumRecord weights_spectra(const std::string& weights, const std::string& st
   const LoadedModel loaded = load_model(weights, dtype, options.device);
   const std::unique_ptr<Task> task = make_task(config.dataset);
   const bool ssm = std::holds_alternative<SsmConfig>(config.model);
-  const Batch batch = spectrum_batch(*task, options.batch > 0 ? options.batch : config.spectral.batch, ssm);
+  const bool published = options.request.published || options.request.compare;
+  const int64_t usual = published ? study_batch(task->name()) : config.spectral.batch;
+  const Batch batch = spectrum_batch(*task, options.batch > 0 ? options.batch : usual, ssm);
   DeviceBatch data(options.device, dtype);
   data.load(batch, ssm && !task->shape(Split::test).fixed_length, LossAverage::labelled);
   Context ctx(options.device);

@@ -10,7 +10,7 @@ namespace eigentrace {
 
 struct RunSpectraOptions {
   Device device;
-  int64_t batch = 0;  ///< sequences; 0: the configuration's
+  int64_t batch = 0;  ///< sequences; 0: the configuration's, or the study's for its reading
   SpectrumRequest request;
   bool quiet = false;  ///< no progress on long eigenproblems
 };

@@ -14,7 +14,8 @@ struct SpectrumRequest {
   bool published = false;  ///< the published reading is the record's (else it is the exact one)
   bool compare = false;    ///< both, and their difference per layer; the exact one is the record's
   bool check = false;      ///< replay every layer in float64
-  /// Published only: masks are drawn, as the study does for untrained weights (none after the encoder).
+  /// The published reading is taken with dropout drawn, as the study does for untrained weights (none after
+  /// the encoder); the exact one and the replay never are.
   bool dropout = false;
   ReadingOptions reading;
   ReplayOptions replay;
