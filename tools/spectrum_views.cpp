@@ -76,20 +76,30 @@ std::string spectrum_table(const SpectrumRecord& record) {
 }
 
 std::string comparison_table(const SpectrumRecord& record) {
-  std::string text = fmt::format("{:>5} {:>10}{}{}{}{}\n", "layer", "reading", padded("mean |λ|", 11),
-                                 padded("std |λ|", 11), padded("|difference|", 14), titles_line(false, 9));
+  std::string text, notes;
+  for (const LayerRecord& layer : record.layers)
+    if (layer.comparison && text.empty())
+      text = fmt::format("{:>5} {:>10}{}{}{}{}{}\n", "layer", "reading", padded("mean |λ|", 11),
+                         padded("std |λ|", 11), padded("|difference|", 14), padded("its median", 12),
+                         titles_line(false, 9));
   for (const LayerRecord& layer : record.layers) {
     if (!layer.comparison) continue;
     const ReadingComparison& c = *layer.comparison;
     const auto line = [&](const char* reading, double mean, double std, const std::string& difference,
-                          const std::vector<double>& percent) {
-      text += fmt::format("{:>5} {:>10}{}{}{}{}\n", c.layer, reading, padded(number(mean), 11),
-                          padded(number(std), 11), padded(difference, 14), percent_line(percent, nullptr));
+                          const std::string& middle, const std::vector<double>& percent) {
+      text += fmt::format("{:>5} {:>10}{}{}{}{}{}\n", c.layer, reading, padded(number(mean), 11),
+                          padded(number(std), 11), padded(difference, 14), padded(middle, 12),
+                          percent_line(percent, nullptr));
     };
-    line("exact", c.exact_mean, c.exact_std, "", c.exact_percent);
-    line("published", c.published_mean, c.published_std, number(c.mean_difference), c.published_percent);
+    line("exact", c.exact_mean, c.exact_std, "", "", c.exact_percent);
+    line("published", c.published_mean, c.published_std, number(c.mean_difference),
+         number(c.median_difference), c.published_percent);
+    if (c.non_finite > 0)
+      notes += fmt::format("layer {}: {} of {} differences left out: a λ is beyond the range of double\n",
+                           c.layer, c.non_finite, c.non_finite + c.count);
   }
-  return text;
+  if (text.empty()) return "no layer has a published reading\n";
+  return text + notes;
 }
 
 std::string replay_table(const SpectrumRecord& record, double tolerance) {
