@@ -100,8 +100,8 @@ Discretised s5_discretise(const Var& lambda_re, const Var& lambda_im, const Var&
 
   Context& ctx = lambda_re.ctx();
   const kernels::Discretisation how{bilinear, clip};
-  std::vector<Tensor> out;
-  for (int i = 0; i < 4; ++i) out.push_back(ctx.empty(shape, lambda_re.dtype()));
+  const auto one = [&] { return ctx.empty(shape, lambda_re.dtype()); };
+  std::vector<Tensor> out = {one(), one(), one(), one()};
   kernels::s5_discretise(ctx, how, lambda_re.value(), lambda_im.value(), log_step.value(), out[0], out[1],
                          out[2], out[3]);
 

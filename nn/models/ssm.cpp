@@ -80,7 +80,7 @@ class Layer {
     return dropout(x, forward.rate(rate_), DropoutMask::shared_over_time);
   }
   Var activate(const Forward& forward, const Var& y) const {
-    const Var g = drop(forward, unary(Unary::gelu_tanh, y));
+    Var g = drop(forward, unary(Unary::gelu_tanh, y));
     switch (activation_) {
       case SsmActivation::full_glu: {  // both projections in one product
         const Var kernel = concat({forward(out1_.kernel), forward(out2_.kernel)});

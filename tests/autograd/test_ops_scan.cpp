@@ -16,14 +16,18 @@ namespace {
 
 using Function = std::function<Var(const std::vector<Var>&)>;
 
+std::vector<Var> leaves(Tape& tape, const std::vector<Tensor>& inputs) {
+  std::vector<Var> in(inputs.size());
+  for (size_t i = 0; i < inputs.size(); ++i) in[i] = tape.leaf(inputs[i]);
+  return in;
+}
+
 /// Value of f at constants, on poisoned memory.
 Values value_of(const Function& f, const std::vector<Tensor>& inputs) {
   Context ctx;
   ctx.poison = true;
   Tape tape(ctx, false);
-  std::vector<Var> in;
-  for (const Tensor& t : inputs) in.push_back(tape.constant(t));
-  return f(in).value().to_vector<double>();
+  return f(leaves(tape, inputs)).value().to_vector<double>();
 }
 
 /// Value and gradients of f for the cotangent sin(0), sin(1), …; one list after the other.
@@ -31,8 +35,7 @@ Values everything(const Function& f, const std::vector<Tensor>& inputs) {
   Context ctx;
   ctx.poison = true;
   Tape tape(ctx);
-  std::vector<Var> in;
-  for (const Tensor& t : inputs) in.push_back(tape.leaf(t));
+  const std::vector<Var> in = leaves(tape, inputs);
   const Var y = f(in);
   Values all = y.value().to_vector<double>(), seed(all.size());
   for (size_t i = 0; i < seed.size(); ++i) seed[i] = std::sin(static_cast<double>(i));
@@ -72,9 +75,7 @@ void check_threads(const Function& f, const std::vector<Tensor>& inputs) {
 void check_dry_run(const Function& f, const std::vector<Tensor>& inputs) {
   const auto peak = [&](Context& ctx) {
     Tape tape(ctx);
-    std::vector<Var> in;
-    for (const Tensor& t : inputs) in.push_back(tape.leaf(t));
-    tape.backward(f(in));
+    tape.backward(f(leaves(tape, inputs)));
     return ctx.slab().peak();
   };
   Context wet, dry = Context::dry_run({});
@@ -126,8 +127,9 @@ double leak(const Function& f, const std::vector<Tensor>& inputs, int64_t t) {
 TEST_CASE("diagonal_scan: equals the recurrence step by step, in both directions, at any size") {
   const int64_t sizes[][3] = {{1, 1, 1},    {2, 2, 3},    {3, 7, 9},   {1, 63, 33},
                               {2, 100, 70}, {1, 1100, 5}, {17, 600, 2}};
-  for (const auto& [B, T, N] : sizes)
+  for (const auto& size : sizes)
     for (bool reverse : {false, true}) {
+      const int64_t B = size[0], T = size[1], N = size[2];
       CAPTURE(T);
       const std::vector<Tensor> in = scan_inputs(B, T, N);
       const Values y = naive_diagonal_scan(in[0].to_vector<double>(), in[1].to_vector<double>(),
@@ -226,7 +228,8 @@ TEST_CASE("complex_parts: cuts pairs and puts their gradients back") {
 TEST_CASE("selective_scan: equals the recurrence step by step, at any size") {
   const int64_t sizes[][4] = {{1, 1, 1, 1},    {2, 2, 3, 2},    {1, 7, 17, 5},
                               {2, 63, 33, 16}, {2, 100, 70, 3}, {1, 200, 9, 1}};
-  for (const auto& [B, T, E, S] : sizes) {
+  for (const auto& size : sizes) {
+    const int64_t B = size[0], T = size[1], E = size[2], S = size[3];
     CAPTURE(T);
     const SelectiveOperands in(B, T, E, S);
     CHECK(distance(value_of(selective, in.tensors()), in.naive()) < 1e-12);
@@ -241,8 +244,8 @@ TEST_CASE("selective_scan: gradients agree with finite differences") {
   }
   CHECK(gradient_error(selective, SelectiveOperands(1, 5, 70, 3).tensors()) < 1e-7);
   const std::vector<Tensor> wide = SelectiveOperands(2, 67, 90, 4).tensors(DType::f64);
-  std::vector<Tensor> narrow;
-  for (const Tensor& t : wide) narrow.push_back(t.clone(Device{}, DType::f32));
+  std::vector<Tensor> narrow = wide;
+  for (Tensor& t : narrow) t = t.clone(Device{}, DType::f32);
   CHECK(distance(everything(selective, narrow), everything(selective, wide)) < 1e-5);
 }
 
@@ -281,7 +284,8 @@ TEST_CASE(
     "fft_convolution: equals the sum, any length, odd batches, kernels shorter and longer than the input") {
   const int64_t sizes[][4] = {{1, 1, 1, 1},      {2, 2, 3, 2},  {3, 7, 9, 7},  {1, 63, 33, 63},
                               {5, 100, 20, 100}, {2, 50, 3, 7}, {2, 20, 3, 50}};
-  for (const auto& [B, T, D, L] : sizes) {
+  for (const auto& size : sizes) {
+    const int64_t B = size[0], T = size[1], D = size[2], L = size[3];
     CAPTURE(T);
     const std::vector<Tensor> in = convolution_inputs(B, T, D, L);
     const Values y = naive_convolution(in[0].to_vector<double>(), in[1].to_vector<double>(),
