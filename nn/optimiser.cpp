@@ -18,7 +18,7 @@ std::vector<ParameterGroup> make_groups(const ParameterList& list, const ModelCo
   std::string what;
   std::function<bool(const std::string&)> chosen;
   if (const SsmConfig* ssm = std::get_if<SsmConfig>(&model)) {
-    if (!train.ssm_lr && dialect == Dialect::ours) {
+    if (!train.ssm_lr) {
       chosen = nullptr;
     } else {
       const bool s5 = ssm->layer == SsmKind::s5;
@@ -46,6 +46,8 @@ std::vector<ParameterGroup> make_groups(const ParameterList& list, const ModelCo
   }
   for (const Parameter& p : list.parameters())
     (chosen && chosen(p.name) ? special : regular).members.push_back(p.index);
+  // The resolved form of a study's run is written in our dialect and must go on as it began.
+  const bool strict = dialect == Dialect::ours && train.schedule != ScheduleKind::published;
   std::vector<ParameterGroup> groups;
   for (ParameterGroup* group : {&regular, &special}) {
     if (!group->members.empty()) {
@@ -55,7 +57,7 @@ std::vector<ParameterGroup> make_groups(const ParameterList& list, const ModelCo
           group == &special
               ? fmt::format("{} selects no parameter: the group '{}' is empty", what, special.name)
               : fmt::format("{} selects every parameter: no other is left", what);
-      if (dialect == Dialect::ours) fail_usage(message + "; remove the key or name parameters that exist");
+      if (strict) fail_usage(message + "; remove the key or name parameters that exist");
       if (notices) notices->push_back(message);
     }
   }

@@ -25,7 +25,7 @@ struct ParameterGroup {
 /// The groups of spec: transformer and mamba one (and train.param_group's); s4 and lru the parameters whose
 /// last name is in ssm_lr_vars, without decay, and the others; s5 likewise with Lambda_re, Lambda_im,
 /// log_step and, as published, β = (0.9, 0.999). A group without members is an error (usage) under our
-/// dialect; under the study's it is left out and told in `notices`.
+/// dialect; in a published run (the study's dialect or schedule) it is left out and told in `notices`.
 std::vector<ParameterGroup> make_groups(const ParameterList& list, const ModelConfig& model,
                                         const TrainConfig& train, Dialect dialect,
                                         std::vector<std::string>* notices = nullptr);

@@ -53,6 +53,12 @@ bool masked_pooling(const Model& model, const Task& task) {
   return std::holds_alternative<SsmConfig>(model.config()) && !task.shape(Split::train).fixed_length;
 }
 
+/// What T is rounded up to. S4, S5 and LRU take every batch at the task's full length: it enters BatchNorm's
+/// statistics and S4's kernel.
+int64_t time_multiple(const Model& model, const Task& task) {
+  return std::holds_alternative<SsmConfig>(model.config()) ? task.shape(Split::train).time : 1;
+}
+
 double scalar(const Tensor& tensor) { return tensor.to_vector<double>()[0]; }
 
 }  // namespace
@@ -64,6 +70,7 @@ Evaluation evaluate(Context& ctx, const Model& model, const Task& task, Split sp
   options.shuffle = false;
   options.epochs = 1;
   options.pad_last = true;
+  options.time_multiple = time_multiple(model, task);
   Loader loader(task, split, options);
   DeviceBatch data(ctx.device(), model.parameters().dtype());
   double loss = 0, correct = 0, labels = 0, batch_loss = 0, batch_accuracy = 0, batches = 0;
@@ -264,6 +271,7 @@ RunInfo Trainer::run() {
   LoaderOptions order;
   order.batch_size = config_.train.batch_size;
   order.seed = config_.seed;
+  order.time_multiple = time_multiple(*model_, *task_);
   const int64_t epoch = rates_.steps_per_epoch();
   Loader loader(*task_, Split::train, order, {step_ / epoch, step_ % epoch});
   Progress progress(info_.name, rates_.total_steps(), step_);

@@ -46,7 +46,8 @@ void explain_groups(const RunConfig& run, std::vector<std::string>& out) {
 }
 
 void explain_data(const RunConfig& run, std::vector<std::string>& out) {
-  if (run.train.loss_mean == LossMean::all_positions)
+  const SsmConfig* ssm = std::get_if<SsmConfig>(&run.model);
+  if (run.train.loss_mean == LossMean::all_positions && !(ssm && ssm->pooling != PoolKind::none))
     out.push_back(
         "train.loss_mean is all_positions: unlabelled positions count as zero loss, so loss and gradients "
         "are smaller "

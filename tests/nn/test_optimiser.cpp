@@ -159,6 +159,9 @@ TEST_CASE("optimiser: groups follow the study: names, decay, constants; an empty
   std::vector<std::string> notices;
   CHECK(make_groups(list, TransformerConfig{}, train, Dialect::study, &notices).size() == 1);
   CHECK(notices.size() == 1);
+  CHECK(make_groups(list, TransformerConfig{}, train, Dialect::ours).size() ==
+        1);  // the resolved form goes on
+  train.schedule = ScheduleKind::cosine;
   CHECK_THROWS_WITH_AS(make_groups(list, TransformerConfig{}, train, Dialect::ours),
                        doctest::Contains("selects no parameter"), UsageError);
   CHECK_THROWS_WITH_AS(Optimiser(list, {s5[1]}, {}), doctest::Contains("must be in one group"), Error);
