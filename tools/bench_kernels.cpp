@@ -7,6 +7,7 @@
 #include "autograd/ops_loss.h"
 #include "autograd/ops_norm.h"
 #include "autograd/ops_pointwise.h"
+#include "autograd/ops_scan.h"
 #include "autograd/ops_sequence.h"
 #include "tensor/rng.h"
 #include "tools/bench.h"
@@ -71,6 +72,33 @@ double ssd_flops(double steps, double N, double P, double pair_products, double 
   return steps * (pair_products * 128 * (N + P) + state_products * 2 * N * P);
 }
 
+Var negative_exp(const Var& x) { return unary(Unary::neg, unary(Unary::exp, x)); }
+
+/// The recurrences of LRU and Mamba-1 and S4's two halves, at MQAR's sizes.
+void add_scans(std::vector<BenchCase>& cases, int repeats) {
+  add_cases(
+      cases, "diagonal_scan 64x512, N 128", 0, 0, {{64, 512, 256}, {128}, {128}},
+      [](Tape&, const std::vector<Var>& x) { return diagonal_scan(x[0], negative_exp(x[1]), x[2]); },
+      repeats);
+  add_cases(
+      cases, "selective_scan 8x512, E 256, S 16", 0, 0,
+      {{8, 512, 256}, {8, 512, 256}, {256, 16}, {8, 512, 16}, {8, 512, 16}, {256}},
+      [](Tape&, const std::vector<Var>& x) {
+        return selective_scan(x[0], unary(Unary::softplus, x[1]), x[2], x[3], x[4], x[5]);
+      },
+      repeats);
+  add_cases(
+      cases, "s4_kernel N 128, D 128, L 512", 0, 0,
+      {{128, 128}, {128, 128}, {128, 128, 2}, {128, 128, 2}, {128, 128, 2}, {1, 128}},
+      [](Tape&, const std::vector<Var>& x) {
+        return s4_kernel(negative_exp(x[0]), x[1], x[2], x[3], x[4], x[5], 512);
+      },
+      repeats);
+  add_cases(
+      cases, "fft_convolution 64x512, D 128", 0, 0, {{64, 512, 128}, {128, 512}, {128}},
+      [](Tape&, const std::vector<Var>& x) { return fft_convolution(x[0], x[1], x[2]); }, repeats);
+}
+
 }  // namespace
 
 std::vector<BenchCase> kernel_benchmarks(bool quick) {
@@ -114,6 +142,7 @@ std::vector<BenchCase> kernel_benchmarks(bool quick) {
   add_cases(
       cases, "causal_conv1d, silu [64,512,384], K 4", 0, 0, {{64, 512, 384}, {384, 1, 4}, {384}},
       [](Tape&, const std::vector<Var>& x) { return causal_conv1d(x[0], x[1], x[2], true); }, repeats);
+  add_scans(cases, repeats);
   return cases;
 }
 

@@ -17,7 +17,9 @@ BenchLine time_step(const std::string& experiment, int64_t batch_size, int64_t t
   std::vector<std::string> overrides;
   if (time > 0) {  // the task wants more symbols than positions
     overrides = {"dataset.input_seq_length=" + std::to_string(time)};
-    for (const char* key : {"dataset.vocab_size", "model.vocab_size", "model.output_dim"})
+    const bool table = experiment != "mqar-s4" && experiment != "mqar-lru";
+    for (const char* key :
+         {"dataset.vocab_size", table ? "model.vocab_size" : "model.input_dim", "model.output_dim"})
       overrides.push_back(std::string(key) + "=16384");
   }
   RunConfig config = read_config_file(experiment_path(experiment), overrides).config;
@@ -66,14 +68,16 @@ std::vector<BenchCase> step_benchmarks(bool quick) {
   const auto add = [&](const std::string& name, const std::string& experiment, int64_t batch, int64_t time) {
     cases.push_back({name, [=] { return time_step(experiment, batch, time, quick); }});
   };
-  for (const char* model : {"sm-attention", "lin-attention", "norm-attention"}) {
-    const std::string experiment = std::string("mqar-") + model;
+  const std::vector<std::string> models = {"sm-attention", "lin-attention", "norm-attention",
+                                           "mamba2",       "lru",           "s4"};
+  for (const std::string& model : models) {
+    const std::string experiment = "mqar-" + model;
     add("step: " + experiment + ", published (64 x 512)", experiment, quick ? 8 : 0, 0);
   }
   // Time and memory against T at a constant number of tokens: flat lines are linear growth.
-  for (const char* model : {"sm-attention", "lin-attention", "norm-attention"})
+  for (const std::string& model : models)
     for (int64_t time = 512; time <= (quick ? 1024 : 8192); time *= 2) {
-      const std::string experiment = std::string("mqar-") + model;
+      const std::string experiment = "mqar-" + model;
       add("step: " + experiment + ", vocabulary 16384, " + std::to_string(8192 / time) + " x " +
               std::to_string(time),
           experiment, 8192 / time, time);
