@@ -1,0 +1,183 @@
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+#include <omp.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <limits>
+#include <map>
+
+#include "tensor/error.h"
+#include "tensor/io/file.h"
+#include "tensor/io/safetensors.h"
+#include "tools/commands.h"
+#include "tools/run_spectra.h"
+#include "tools/trainer.h"
+
+using namespace eigentrace;
+
+namespace {
+
+struct TemporaryFolder {
+  std::string path =
+      fmt::format("{}/eigentrace-trainer-{}", std::filesystem::temp_directory_path().string(), getpid());
+  TemporaryFolder() { std::filesystem::remove_all(path); }
+  ~TemporaryFolder() { std::filesystem::remove_all(path); }
+};
+
+RunConfig small_config(const std::string& attention, const std::vector<std::string>& overrides = {}) {
+  const bool norm = attention == "norm-attention";
+  const std::string yaml =
+      fmt::format(R"(
+format: eigentrace/1
+seed: 7
+dataset: {{_name_: mqar, vocab_size: 40, input_seq_length: 32, num_kv_pairs: 3, num_train_examples: 50, num_test_examples: 9}}
+train: {{total_steps: 12, batch_size: 7, lr: 3e-3, wd: 0.1, warmup_steps: 2, eval_every: 5, log_every: 4, eval_split: test}}
+model: {{layer: transformer, attention_fn: {}, {} num_layers: 2, hidden_dim: 12, state_dim: 8, num_heads: 2, mixer: mlp,
+  mixer_dim: 9, dropout: 0.1, att_dropout: 0.1, embedding: true, vocab_size: 40, max_pos_embed: 32, output_dim: 40}}
+)",
+                  attention, norm ? "norm_fn: softplus, approx_fn: elu, offset: true, dim_conv: 3," : "");
+  return read_config(yaml, "test", overrides).config;
+}
+
+/// Bytes of every tensor of a checkpoint, by name.
+std::map<std::string, std::vector<std::byte>> tensors_of(const std::string& path) {
+  const SafetensorsReader reader(path);
+  std::map<std::string, std::vector<std::byte>> all;
+  for (const auto& [name, entry] : reader.entries()) all[name] = reader.read(name).bytes;
+  return all;
+}
+
+/// Loss and accuracy of every metrics row (speeds differ from run to run).
+std::vector<std::string> rows_of(const RunFolder& folder) {
+  std::vector<std::string> rows;
+  for (const MetricsRow& row : folder.read_metrics())
+    rows.push_back(fmt::format("{} {} {} {} {} {}", row.step, row.split, row.loss, row.accuracy,
+                               row.learning_rate, row.gradient_norm));
+  return rows;
+}
+
+RunFolder train_whole(const RunConfig& config, const std::string& path, int threads) {
+  const int before = omp_get_max_threads();
+  omp_set_num_threads(threads);
+  const RunFolder folder = RunFolder::create(path, true);
+  Trainer(config, folder, {}).run();
+  omp_set_num_threads(before);
+  return folder;
+}
+
+}  // namespace
+
+TEST_CASE(
+    "trainer: the same bits for 1 and 2 threads, for a re-run, and across stop and resume at any step") {
+  const TemporaryFolder temporary;
+  for (const char* attention : {"sm-attention", "lin-attention", "norm-attention"}) {
+    INFO(attention);
+    const RunConfig config = small_config(attention);
+    const RunFolder one = train_whole(config, temporary.path + "/one", 1);
+    const RunFolder two = train_whole(config, temporary.path + "/two", 2);
+    const auto expected = tensors_of(one.checkpoint());
+    CHECK(expected.size() > 60);  // parameters and two moments each
+    CHECK(tensors_of(two.checkpoint()) == expected);
+    CHECK(rows_of(two) == rows_of(one));
+    for (const int64_t stop : {1, 6, 8, 11}) {
+      const RunFolder parts = RunFolder::create(temporary.path + "/parts", true);
+      TrainerOptions options;
+      options.stop_before = stop;
+      const RunInfo stopped = Trainer(config, parts, options).run();
+      CHECK(stopped.state == "stopped");
+      CHECK(stopped.step == stop);
+      const RunInfo finished = Trainer::resume(parts, {})->run();
+      CHECK(finished.state == "finished");
+      CHECK(tensors_of(parts.checkpoint()) == expected);
+      CHECK(rows_of(parts) == rows_of(one));
+    }
+  }
+}
+
+TEST_CASE("trainer: another seed gives other weights") {  // the comparison above can fail
+  const TemporaryFolder temporary;
+  const RunFolder a = train_whole(small_config("sm-attention"), temporary.path + "/a", 1);
+  const RunFolder b = train_whole(small_config("sm-attention", {"seed=8"}), temporary.path + "/b", 1);
+  CHECK(tensors_of(a.checkpoint()) != tensors_of(b.checkpoint()));
+}
+
+TEST_CASE("trainer: a step that is not finite stops the run, naming step and op, and the folder says so") {
+  const TemporaryFolder temporary;
+  const RunFolder folder = RunFolder::create(temporary.path, true);
+  Trainer trainer(small_config("sm-attention"), folder, {});
+  Parameter* weight = trainer.model().parameters().find("layers.1.attention.out_proj.weight");
+  REQUIRE(weight != nullptr);
+  std::vector<float> values = weight->value.to_vector<float>();
+  values[5] = std::numeric_limits<float>::infinity();
+  weight->value.assign(values);
+  std::string message;
+  try {
+    trainer.run();
+  } catch (const Error& error) {
+    message = error.what();
+  }
+  INFO(message);
+  CHECK(message.find("step 0") != std::string::npos);
+  CHECK(message.find("op linear") != std::string::npos);
+  CHECK(message.find("layers.1") != std::string::npos);
+  CHECK(folder.read_info().state == "failed");
+}
+
+TEST_CASE("trainer: a run is not overwritten unasked, a finished one not resumed") {
+  const TemporaryFolder temporary;
+  const RunFolder folder =
+      train_whole(small_config("lin-attention", {"train.total_steps=3"}), temporary.path, 1);
+  CHECK_THROWS_AS(RunFolder::create(temporary.path, false), UsageError);
+  CHECK_THROWS_AS(Trainer::resume(folder, {}), UsageError);
+  CHECK_THROWS_AS(RunFolder::open(temporary.path + "/nothing"), Error);
+}
+
+TEST_CASE("trainer: a disk that fills up at any write leaves the last checkpoint whole") {
+  const TemporaryFolder temporary;
+  const RunConfig config = small_config("sm-attention", {"train.checkpoint_every=3"});
+  const RunFolder folder = RunFolder::create(temporary.path, true);
+  {
+    TrainerOptions options;
+    options.stop_before = 4;
+    Trainer(config, folder, options).run();
+  }
+  const auto saved = tensors_of(folder.checkpoint());
+  int64_t failures = 0;
+  for (int64_t at = 0; at < 12; ++at) {
+    std::unique_ptr<Trainer> trainer = Trainer::resume(folder, {});
+    io_faults().calls = 0;
+    io_faults().fail_at = at;
+    bool failed = false;
+    try {
+      trainer->run();
+    } catch (const Error&) {
+      failed = true;
+    }
+    io_faults().fail_at = -1;
+    failures += failed ? 1 : 0;
+    // Whatever was written last is a whole checkpoint: either the old one or that of a later step.
+    SafetensorsReader(folder.checkpoint()).verify_checksum();
+    if (!failed) break;
+  }
+  CHECK(failures >= 6);
+  CHECK(!saved.empty());
+}
+
+TEST_CASE("trainer: spectra of a run are read before and after training, and replay") {
+  const TemporaryFolder temporary;
+  const RunFolder folder =
+      train_whole(small_config("norm-attention", {"spectral.dtype=f64"}), temporary.path, 2);
+  RunSpectraOptions options;
+  options.quiet = true;
+  options.request.check = true;
+  options.batch = 3;
+  for (const char* stage : {"initial", "trained"}) {
+    const SpectrumRecord record = run_spectra(folder, stage, options);
+    REQUIRE(record.layers.size() == 2);
+    CHECK(record.layers[0].spectrum.shape == std::vector<int64_t>{3, 31, 2});
+    CHECK(replay_agrees(record, 1e-10));
+    CHECK(std::filesystem::exists(folder.spectrum(stage) + ".npz"));
+    CHECK(std::filesystem::exists(folder.spectrum(stage) + ".json"));
+  }
+}
