@@ -12,6 +12,9 @@ namespace eigentrace {
 bool stderr_is_terminal() { return isatty(STDERR_FILENO) == 1; }
 
 namespace {
+
+constexpr double quiet_seconds = 30;  // between lines where there is no terminal
+
 bool colours() {
   const char* no_color = std::getenv("NO_COLOR");
   return stderr_is_terminal() && (!no_color || !*no_color);
@@ -27,12 +30,12 @@ std::string format_duration(double seconds) {
   return fmt::format("{}:{:02}", s / 60, s % 60);
 }
 
-Progress::Progress(std::string label, int64_t total, int64_t done, double quiet_seconds)
+Progress::Progress(std::string label, int64_t total, int64_t done, bool shown)
     : label_(std::move(label)),
       total_(total),
       first_(done),
       done_(done),
-      quiet_seconds_(quiet_seconds),
+      enabled_(shown),
       terminal_(stderr_is_terminal()) {
   if (!terminal_) shown_ = Clock::now();
 }
@@ -48,10 +51,11 @@ void Progress::update(int64_t done, const std::string& detail) {
   done_ = done;
   detail_ = detail;
   const double since = std::chrono::duration<double>(Clock::now() - shown_).count();
-  if (since >= (terminal_ ? 0.1 : quiet_seconds_)) show();
+  if (since >= (terminal_ ? 0.1 : quiet_seconds)) show();
 }
 
 void Progress::show() {
+  if (!enabled_) return;
   shown_ = Clock::now();
   const double speed = rate();
   const std::string eta =
@@ -80,7 +84,7 @@ void Progress::finish() {
   if (finished_) return;
   finished_ = true;
   show();
-  if (terminal_) fmt::print(stderr, "\n");
+  if (terminal_ && enabled_) fmt::print(stderr, "\n");
 }
 
 }  // namespace eigentrace

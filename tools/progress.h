@@ -14,10 +14,11 @@ std::string dim(const std::string& text);
 /// "1:02:03", "4:05"
 std::string format_duration(double seconds);
 
-/// On a terminal: one line, rewritten at most ten times a second. Elsewhere: a line every `quiet_seconds`.
+/// On a terminal: one line, rewritten at most ten times a second. Elsewhere: a line every half minute.
 class Progress {
  public:
-  Progress(std::string label, int64_t total, int64_t done = 0, double quiet_seconds = 30);
+  /// `shown` false: nothing is printed at all.
+  Progress(std::string label, int64_t total, int64_t done = 0, bool shown = true);
   ~Progress();
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
@@ -36,8 +37,7 @@ class Progress {
   void show();
   std::string label_, detail_;
   int64_t total_, first_, done_;
-  double quiet_seconds_;
-  bool terminal_, open_ = false, finished_ = false;
+  bool enabled_, terminal_, open_ = false, finished_ = false;
   Clock::time_point start_ = Clock::now(), shown_{};
 };
 

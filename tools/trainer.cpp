@@ -274,7 +274,7 @@ RunInfo Trainer::run() {
   order.time_multiple = time_multiple(*model_, *task_);
   const int64_t epoch = rates_.steps_per_epoch();
   Loader loader(*task_, Split::train, order, {step_ / epoch, step_ % epoch});
-  Progress progress(info_.name, rates_.total_steps(), step_);
+  Progress progress(info_.name, rates_.total_steps(), step_, options_.progress);
   const double earlier_seconds = info_.wall_seconds;
   const Clock::time_point start = Clock::now();
   Clock::time_point row_start = start;

@@ -30,6 +30,7 @@ Evaluation evaluate(Context& ctx, const Model& model, const Task& task, Split sp
 struct TrainerOptions {
   Device device;
   DType dtype = DType::f32;
+  bool progress = true;  ///< a live line on standard error
   /// Stop (as a signal would) before this step, for tests of stop and resume. −1: do not.
   int64_t stop_before = -1;
 };

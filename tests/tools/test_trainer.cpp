@@ -57,11 +57,19 @@ std::vector<std::string> rows_of(const RunFolder& folder) {
   return rows;
 }
 
+/// No live line in the tests' output.
+TrainerOptions silent(int64_t stop_before = -1) {
+  TrainerOptions options;
+  options.progress = false;
+  options.stop_before = stop_before;
+  return options;
+}
+
 RunFolder train_whole(const RunConfig& config, const std::string& path, int threads) {
   const int before = omp_get_max_threads();
   omp_set_num_threads(threads);
   const RunFolder folder = RunFolder::create(path, true);
-  Trainer(config, folder, {}).run();
+  Trainer(config, folder, silent()).run();
   omp_set_num_threads(before);
   return folder;
 }
@@ -82,12 +90,10 @@ TEST_CASE(
     CHECK(rows_of(two) == rows_of(one));
     for (const int64_t stop : {1, 6, 8, 11}) {
       const RunFolder parts = RunFolder::create(temporary.path + "/parts", true);
-      TrainerOptions options;
-      options.stop_before = stop;
-      const RunInfo stopped = Trainer(config, parts, options).run();
+      const RunInfo stopped = Trainer(config, parts, silent(stop)).run();
       CHECK(stopped.state == "stopped");
       CHECK(stopped.step == stop);
-      const RunInfo finished = Trainer::resume(parts, {})->run();
+      const RunInfo finished = Trainer::resume(parts, silent())->run();
       CHECK(finished.state == "finished");
       CHECK(tensors_of(parts.checkpoint()) == expected);
       CHECK(rows_of(parts) == rows_of(one));
@@ -105,7 +111,7 @@ TEST_CASE("trainer: another seed gives other weights") {  // the comparison abov
 TEST_CASE("trainer: a step that is not finite stops the run, naming step and op, and the folder says so") {
   const TemporaryFolder temporary;
   const RunFolder folder = RunFolder::create(temporary.path, true);
-  Trainer trainer(small_config("sm-attention"), folder, {});
+  Trainer trainer(small_config("sm-attention"), folder, silent());
   Parameter* weight = trainer.model().parameters().find("layers.1.attention.out_proj.weight");
   REQUIRE(weight != nullptr);
   std::vector<float> values = weight->value.to_vector<float>();
@@ -137,15 +143,11 @@ TEST_CASE("trainer: a disk that fills up at any write leaves the last checkpoint
   const TemporaryFolder temporary;
   const RunConfig config = small_config("sm-attention", {"train.checkpoint_every=3"});
   const RunFolder folder = RunFolder::create(temporary.path, true);
-  {
-    TrainerOptions options;
-    options.stop_before = 4;
-    Trainer(config, folder, options).run();
-  }
+  Trainer(config, folder, silent(4)).run();
   const auto saved = tensors_of(folder.checkpoint());
   int64_t failures = 0;
   for (int64_t at = 0; at < 12; ++at) {
-    std::unique_ptr<Trainer> trainer = Trainer::resume(folder, {});
+    std::unique_ptr<Trainer> trainer = Trainer::resume(folder, silent());
     io_faults().calls = 0;
     io_faults().fail_at = at;
     bool failed = false;
