@@ -17,15 +17,15 @@ namespace {
 struct RunSummary {
   RunInfo info;
   double best_accuracy = not_recorded, final_loss = not_recorded, final_accuracy = not_recorded;
-  double initial_radius = not_recorded, trained_radius = not_recorded;  ///< mean |λ| over layers and heads
+  double initial_radius = not_recorded, trained_radius = not_recorded;  ///< median |λ|, mean over heads
 };
 
-/// Mean over layers and heads of a stage's mean |λ|; NaN if that stage was not read.
-double mean_radius(const RunReport& run, const std::string& stage) {
+/// Mean over layers and heads of a stage's median |λ| (a mean of |λ| is ruled by a few huge steps); NaN: not read.
+double median_radius(const RunReport& run, const std::string& stage) {
   double sum = 0, count = 0;
   for (const SpectrumReport& spectrum : run.spectra)
-    if (spectrum.stage == stage && spectrum.reading == "exact" && !spectrum.statistics.empty())
-      sum += spectrum.statistics[0].second, count += 1;  // the first statistic is the mean of |λ|
+    for (const auto& [name, value] : spectrum.statistics)
+      if (spectrum.stage == stage && spectrum.reading == "exact" && name == "median") sum += value, count += 1;
   return sum / count;
 }
 
@@ -37,8 +37,8 @@ RunSummary summarise(const RunFolder& folder, const RunReport& run) {
     summary.final_loss = row.eval_loss, summary.final_accuracy = row.eval_accuracy;
     summary.best_accuracy = std::fmax(summary.best_accuracy, row.eval_accuracy);
   }
-  summary.initial_radius = mean_radius(run, "initial");
-  summary.trained_radius = mean_radius(run, "trained");
+  summary.initial_radius = median_radius(run, "initial");
+  summary.trained_radius = median_radius(run, "trained");
   return summary;
 }
 
@@ -46,7 +46,7 @@ std::string cell(double value) { return std::isfinite(value) ? fmt::format("{:.4
 
 void print_table(const std::vector<RunSummary>& runs) {
   fmt::print("{:<16} {:<15} {:>10} {:>7} {:>9} {:>9} {:>9} {:>12} {:>12} {:>7}\n", "run", "mixer",
-             "parameters", "steps", "accuracy", "best", "loss", "|λ| initial", "|λ| trained", "s");
+             "parameters", "steps", "accuracy", "best", "loss", "median |λ|", "trained", "s");
   for (const RunSummary& run : runs)
     fmt::print("{:<16} {:<15} {:>10} {:>7} {:>9} {:>9} {:>9} {:>12} {:>12} {:>7.0f}\n", run.info.name,
                run.info.family, run.info.parameters, run.info.step, cell(run.final_accuracy),
@@ -64,7 +64,7 @@ void print_json(const std::vector<RunSummary>& runs, const std::string& out) {
         .field("state", run.info.state);
     json.field("accuracy", run.final_accuracy).field("best_accuracy", run.best_accuracy);
     json.field("loss", run.final_loss).field("wall_seconds", run.info.wall_seconds);
-    json.field("mean_radius_initial", run.initial_radius).field("mean_radius_trained", run.trained_radius);
+    json.field("median_radius_initial", run.initial_radius).field("median_radius_trained", run.trained_radius);
     json.end_object();
   }
   json.end_array().end_object();
