@@ -76,6 +76,16 @@ void declare_commands(CLI::App& app, std::function<int()>& chosen) {
         c->add_option("files", o.files, "fixtures (.safetensors, format parity/1)")->required();
         c->add_option("--dtype", o.dtype, "f64 or f32")->capture_default_str();
       });
+  subcommand<ImportOptions>(
+      app, "import", "turn a PyTorch checkpoint (.pth) of the published code into ours", chosen,
+      import_command, [](CLI::App* c, ImportOptions& o) {
+        c->add_option("file", o.file, "a state_dict saved by torch.save")->required();
+        c->add_option("--config", o.config, "YAML configuration it was trained with")->required();
+        c->add_option("--set", o.set, "override a key: model.num_layers=2 (repeatable)");
+        c->add_option("--out", o.out, "checkpoint to write (.safetensors)")->required();
+        c->add_option("--dtype", o.dtype, "f32 or f64")->capture_default_str();
+        c->add_flag("--force", o.force, "replace an existing file");
+      });
   subcommand<GradcheckOptionsCli>(
       app, "gradcheck", "float64 central differences against the tape", chosen, gradcheck_command,
       [](CLI::App* c, GradcheckOptionsCli& o) {

@@ -49,6 +49,16 @@ struct ParityOptions : CommonOptions {
 };
 int parity_command(const ParityOptions& options);
 
+struct ImportOptions : CommonOptions {
+  std::string file;              ///< .pth
+  std::string config;            ///< of the model that was saved
+  std::vector<std::string> set;  ///< as for train
+  std::string out;               ///< .safetensors
+  std::string dtype = "f32";
+  bool force = false;  ///< replace an existing file
+};
+int import_command(const ImportOptions& options);
+
 struct GradcheckOptionsCli : CommonOptions {
   std::string config, op;
   bool list = false;
