@@ -212,6 +212,24 @@ TEST_CASE("pth: what is no state_dict is refused with a way out") {
   CHECK(error_of_value(py_dict({{"w", py_tensor()}})).empty());
 }
 
+TEST_CASE("pth: a pickle's numbers keep value and sign at every width") {
+  const auto root = [](const std::string& opcodes) {
+    const std::string where = "test", bytes = py_file(opcodes);
+    const PickleValue value = Pickle(bytes, where, {}).root();
+    CHECK((value.kind == PickleValue::Kind::integer || value.kind == PickleValue::Kind::real));
+    return value;
+  };
+  CHECK(root("K\xFF").integer == 255);
+  CHECK(root("M\xFE\xFF").integer == 65534);
+  CHECK(root("J\xFE\xFF\xFF\xFF").integer == -2);
+  CHECK(root(std::string("\x8A\0", 2)).integer == 0);
+  CHECK(root("\x8A\x01\x80").integer == -128);
+  CHECK(root(std::string("\x8A\x02\x80\0", 4)).integer == 128);
+  CHECK(root(std::string("\x8A\x06\0\0\0\0\0\xFF", 8)).integer == -(int64_t(1) << 40));
+  CHECK(root("\x8A\x08\xFF\xFF\xFF\xFF\xFF\xFF\xFF\x7F").integer == INT64_MAX);
+  CHECK(root(std::string("G\xC0\x04\0\0\0\0\0\0", 9)).real == -2.5);
+}
+
 TEST_CASE("pth: a pickle can run nothing") {
   CHECK(contains(error_of_value(py_global("os", "system") + py_tuple({py_text("true")}) + "R"),
                  "offset 2: GLOBAL: expected a global of tensors and dicts, found \"os.system\""));
