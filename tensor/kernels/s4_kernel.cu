@@ -95,14 +95,36 @@ struct CauchySums {
   cplx<V> cb, cp, pb, pp;
 };
 
+// Sums of products, one fused multiply-add a statement.
+void add_product(cplx<V>& sum, const cplx<V>& r, const cplx<double>& w) {
+  sum.re += r.re * w.re;
+  sum.re -= r.im * w.im;
+  sum.im += r.re * w.im;
+  sum.im += r.im * w.re;
+}
+/// sum + conj(w) g
+void add_conj_product(cplx<V>& sum, const cplx<double>& w, const cplx<V>& g) {
+  sum.re += g.re * w.re;
+  sum.re += g.im * w.im;
+  sum.im += g.im * w.re;
+  sum.im -= g.re * w.im;
+}
+/// sum + conj(r) g
+void add_conj_product(cplx<V>& sum, const cplx<V>& r, const cplx<V>& g) {
+  sum.re += r.re * g.re;
+  sum.re += r.im * g.im;
+  sum.im += r.re * g.im;
+  sum.im -= r.im * g.re;
+}
+
 CauchySums cauchy_sums(const Channel& ch, const V& g_im) {
   const cplx<V> zero = complex_zero<V>();
   CauchySums s{zero, zero, zero, zero};
   for (size_t n = 0; n < static_cast<size_t>(ch.states); ++n) {
     const cplx<V> r = resolvent(ch, n, g_im);
-    s.cb = s.cb + fft::turn<false>(r, ch.w_cb[n]);
-    s.cp = s.cp + fft::turn<false>(r, ch.w_cp[n]);
-    s.pb = s.pb + fft::turn<false>(r, ch.w_pb[n]);
+    add_product(s.cb, r, ch.w_cb[n]);
+    add_product(s.cp, r, ch.w_cp[n]);
+    add_product(s.pb, r, ch.w_pb[n]);
     s.pp.re += r.re * ch.w_pp[n];
     s.pp.im += r.im * ch.w_pp[n];
   }
@@ -168,12 +190,6 @@ void sum_gradients(const Channel& ch, const Nodes& nodes, const Signal* spectrum
 /// Σ over lanes of a complex accumulator.
 cplx<double> total(const cplx<V>& a) { return {sum_lanes<double>(a.re), sum_lanes<double>(a.im)}; }
 
-/// a + conj(r) g
-void add_conj_product(cplx<V>& a, const cplx<V>& r, const cplx<V>& g) {
-  a.re += r.re * g.re + r.im * g.im;
-  a.im += r.re * g.im - r.im * g.re;
-}
-
 struct StateGradient {
   cplx<double> lambda, cb, cp, pb;
   double pp, step;
@@ -189,13 +205,14 @@ StateGradient state_gradient(const Channel& ch, size_t n, const Nodes& nodes, co
     add_conj_product(cb, r, g[v].cb);
     add_conj_product(cp, r, g[v].cp);
     add_conj_product(pb, r, g[v].pb);
-    pp += r.re * g[v].pp.re + r.im * g[v].pp.im;
-    cplx<V> dr = fft::turn<true>(g[v].cb, ch.w_cb[n]);
-    dr = dr + fft::turn<true>(g[v].cp, ch.w_cp[n]);
-    dr = dr + fft::turn<true>(g[v].pb, ch.w_pb[n]);
-    dr.re += ch.w_pp[n] * g[v].pp.re;
-    dr.im += ch.w_pp[n] * g[v].pp.im;
-    const cplx<V> q = conj(r * r) * dr;
+    pp += r.re * g[v].pp.re;
+    pp += r.im * g[v].pp.im;
+    cplx<V> dr{g[v].pp.re * ch.w_pp[n], g[v].pp.im * ch.w_pp[n]};
+    add_conj_product(dr, ch.w_cb[n], g[v].cb);
+    add_conj_product(dr, ch.w_cp[n], g[v].cp);
+    add_conj_product(dr, ch.w_pb[n], g[v].pb);
+    cplx<V> q = complex_zero<V>();
+    add_conj_product(q, r * r, dr);
     lambda = lambda + q;
     step += g_im * q.im;
   }
