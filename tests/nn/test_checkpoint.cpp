@@ -13,21 +13,35 @@ using namespace eigentrace;
 
 namespace {
 
-RunConfig run_config() {
+const std::string linear_attention =
+    "layer: transformer, attention_fn: lin-attention, num_heads: 2, vocab_size: 11";
+/// One of every other family.
+const std::vector<std::string> families = {
+    linear_attention,
+    "layer: transformer, attention_fn: sm-attention, vocab_size: 11",
+    "layer: transformer, attention_fn: norm-attention, dim_conv: 4, vocab_size: 11",
+    "layer: mamba, num_heads: 2, vocab_size: 11, pooling: none",
+    "layer: mamba, num_heads: 2, pseudoLTI: True, vocab_size: 11, pooling: none",
+    "layer: mamba, version: mamba1, vocab_size: 11, pooling: none",
+    "layer: lru, norm: batch, input_dim: 11, pooling: none",
+    "layer: s5, norm: batch, num_blocks: 1, input_dim: 11, pooling: none",
+    "layer: s4, norm: batch, input_dim: 11, pooling: none, seq_len: 12",
+};
+
+RunConfig run_config(const std::string& family = linear_attention) {
   return read_config(R"(
 format: eigentrace/1
 seed: 3
 dataset: {_name_: mqar}
 train: {total_steps: 10, lr: 1e-2}
-model: {layer: transformer, attention_fn: lin-attention, num_layers: 1, hidden_dim: 8, state_dim: 4, num_heads: 2,
-        vocab_size: 11, output_dim: 11, dropout: 0.3}
-)",
+model: {)" + family + ", num_layers: 1, hidden_dim: 8, state_dim: 4, output_dim: 11, dropout: 0.3}",
                      "test")
       .config;
 }
 
 struct Run {
-  RunConfig config = run_config();
+  Run(const std::string& family = linear_attention) : config(run_config(family)) {}
+  RunConfig config;
   std::unique_ptr<Model> model = make_model(config.model, config.seed, DType::f32);
   Optimiser optimiser{model->parameters(),
                       make_groups(model->parameters(), config.model, config.train, Dialect::ours),
@@ -40,7 +54,7 @@ struct Run {
       ctx.set_step(config.seed, static_cast<uint64_t>(s));
       Tape tape(ctx);
       Forward forward(tape, model->parameters());
-      forward.dropout = true;
+      forward.dropout = forward.batch_statistics = true;
       const ModelInput input = token_input(random_tokens(2 * 12, 11, static_cast<uint64_t>(s)), 2, 12);
       tape.backward(model->loss(forward, input, label_all(24, 11, 1)).value);
       optimiser.step(ctx, rates.at(optimiser.groups(), s));
@@ -50,6 +64,8 @@ struct Run {
     std::vector<double> all;
     for (const Parameter& p : model->parameters().parameters())
       for (double v : p.value.to_vector<double>()) all.push_back(v);
+    for (const Buffer& b : model->parameters().buffers())
+      for (double v : b.value.to_vector<double>()) all.push_back(v);
     return all;
   }
 };
@@ -84,6 +100,21 @@ TEST_CASE("checkpoint: stopping anywhere and going on gives the bits of an unint
     CHECK(state.plateau.count == 3);
     second.steps(stop, 7);
     CHECK(second.weights() == whole.weights());
+  }
+}
+
+TEST_CASE("checkpoint: every family goes on from its file, running statistics included") {
+  for (const std::string& family : families) {
+    INFO(family);
+    Run whole(family), first(family), second(family);
+    whole.steps(0, 4);
+    first.steps(0, 2);
+    TemporaryFile file;
+    save_checkpoint(file.path, *first.model, first.optimiser, first.config, TrainState{2, {}, {}});
+    CHECK(load_checkpoint(file.path, *second.model, second.optimiser).step == 2);
+    second.steps(2, 4);
+    CHECK(second.weights() == whole.weights());
+    CHECK(first.weights() != whole.weights());
   }
 }
 
