@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <filesystem>
+#include <optional>
 
 #include "nn/checkpoint.h"
 #include "tasks/config.h"
@@ -16,15 +17,16 @@ namespace {
 
 /// What the data decide. Without the data's files the configuration's own sizes must do.
 void fit_to_task(RunConfig& config) {
-  std::unique_ptr<Task> task;
+  std::optional<TaskShape> shape;
   try {
-    task = make_task(config.dataset);
+    shape = make_task(config.dataset)->shape(Split::train);
+  } catch (const UsageError&) {
+    throw;
   } catch (const Error& error) {
     fmt::print(stderr, "note: the data cannot be read ({}): the sizes are the configuration's own\n",
                error.what());
-    return;
   }
-  fit_model(config.model, task->shape(Split::train));
+  if (shape) fit_model(config.model, *shape);
 }
 
 void write_names(JsonWriter& json, const char* key, const std::vector<std::string>& names) {
