@@ -67,7 +67,7 @@ const std::vector<std::string> names = {"encoder.word_embeddings.weight",
 std::string error_of_bytes(const std::string& bytes, uint64_t max_bytes = 1 << 20) {
   const TestFolder test;
   write_atomically(test / "bad.pth", bytes);
-  const std::string message = error_of([&] { read_pth(test / "bad.pth", max_bytes); });
+  std::string message = error_of([&] { read_pth(test / "bad.pth", max_bytes); });
   CHECK((message.empty() || contains(message, "bad.pth")));
   return message;
 }
@@ -96,6 +96,7 @@ TEST_CASE("pth: every type, layout and protocol of torch.save is read") {
     };
     const auto eighths = [](const std::vector<int>& counts) {
       std::vector<float> out;
+      out.reserve(counts.size());
       for (const int c : counts) out.push_back(float(c) / 8);
       return out;
     };
@@ -142,7 +143,7 @@ TEST_CASE("pth: tensors that are missing, unknown or misshapen are named, and no
   const auto says = [](const std::string& more) {
     const std::unique_ptr<Model> model = model_of(more);
     const std::vector<double> before = model->parameters().find("norm.bias")->value.to_vector<double>();
-    const std::string message = error_of([&] { import_pth(folder + "state_dict.pth", *model); });
+    std::string message = error_of([&] { import_pth(folder + "state_dict.pth", *model); });
     CHECK(model->parameters().find("norm.bias")->value.to_vector<double>() == before);
     return message;
   };
@@ -215,7 +216,7 @@ TEST_CASE("pth: what is no state_dict is refused with a way out") {
 TEST_CASE("pth: a pickle's numbers keep value and sign at every width") {
   const auto root = [](const std::string& opcodes) {
     const std::string where = "test", bytes = py_file(opcodes);
-    const PickleValue value = Pickle(bytes, where, {}).root();
+    PickleValue value = Pickle(bytes, where, {}).root();
     CHECK((value.kind == PickleValue::Kind::integer || value.kind == PickleValue::Kind::real));
     return value;
   };
