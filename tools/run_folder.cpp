@@ -80,12 +80,15 @@ RunFolder RunFolder::create(const std::string& path, bool force) {
         "train: '{}' already holds a run; go on with --resume {}, choose another --out, or replace "
         "it with --force",
         path, path));
-  ensure_directory(path);
+  return folder;
+}
+
+void RunFolder::prepare() const {
+  ensure_directory(path_);
   for (const char* name :
        {"metrics.jsonl", "initial.safetensors", "checkpoint.safetensors", "spectrum_initial.npz",
         "spectrum_initial.json", "spectrum_trained.npz", "spectrum_trained.json"})
-    std::filesystem::remove(path + "/" + name);
-  return folder;
+    std::filesystem::remove(path_ + "/" + name);
 }
 
 RunFolder RunFolder::open(const std::string& path) {

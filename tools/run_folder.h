@@ -37,8 +37,10 @@ struct RunInfo {
 
 class RunFolder {
  public:
-  /// A new run folder. UsageError: it exists and holds a run, and `force` is false.
+  /// A new run's folder, which `prepare` then makes. UsageError: it holds a run already, and `force` is false.
   static RunFolder create(const std::string& path, bool force);
+  /// Makes the folder and removes what a former run left in it.
+  void prepare() const;
   /// An existing one. Error: not a run folder, or a format this program does not read.
   static RunFolder open(const std::string& path);
 

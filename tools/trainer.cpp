@@ -144,6 +144,7 @@ Trainer::Trainer(const RunConfig& config, const RunFolder& folder, const Trainer
   info_.task = task_->name();
   info_.family = model_->mixers().empty() ? "" : model_->mixers()[0]->family();
   info_.seed = config_.seed;
+  folder_.prepare();  // not before everything that can be wrong with the configuration has been looked at
   write_atomically(folder_.config(), to_yaml(config_));
   save_weights(folder_.initial(), *model_, config_);
   folder_.write_info(info_);

@@ -64,6 +64,7 @@ TEST_CASE("report: spectra of every family become heads with bins, statistics an
 TEST_CASE("report: a run's folder gives its headline, curves and spectra") {
   TestFolder folder;
   const RunFolder run = RunFolder::create(folder / "run", false);
+  run.prepare();
   RunInfo info;
   info.name = "first";
   info.task = "mqar";
@@ -122,6 +123,7 @@ TEST_CASE("report: a run's folder gives its headline, curves and spectra") {
 TEST_CASE("report: a run that has just begun is reported too") {
   TestFolder folder;
   const RunFolder run = RunFolder::create(folder / "run", false);
+  run.prepare();
   run.write_info({});
   Report report;
   report.runs.push_back(run_report(run));
