@@ -64,17 +64,20 @@ double scalar(const Tensor& tensor) { return tensor.to_vector<double>()[0]; }
 }  // namespace
 
 Evaluation evaluate(Context& ctx, const Model& model, const Task& task, Split split, int64_t batch_size,
-                    bool mean_of_batches) {
+                    bool mean_of_batches, int64_t examples) {
   LoaderOptions options;
   options.batch_size = std::min(batch_size, task.size(split));
-  options.shuffle = false;
+  options.shuffle = examples > 0;  // data sets may be sorted by class: the first examples would not do
   options.epochs = 1;
   options.pad_last = true;
   options.time_multiple = time_multiple(model, task);
   Loader loader(task, split, options);
   DeviceBatch data(ctx.device(), model.parameters().dtype());
   double loss = 0, correct = 0, labels = 0, batch_loss = 0, batch_accuracy = 0, batches = 0;
-  while (const Batch* batch = loader.next()) {
+  int64_t seen = 0;
+  const Batch* batch = nullptr;
+  while ((examples == 0 || seen < examples) && (batch = loader.next())) {
+    seen += batch->examples;
     data.load(*batch, masked_pooling(model, task), LossAverage::labelled);
     Tape tape(ctx, false);
     Forward forward(tape, model.parameters());
@@ -233,7 +236,8 @@ void Trainer::evaluate_now(AppendFile& metrics) {
   const Split split = config_.train.eval_split == EvalSplit::test ? Split::test : Split::validation;
   const int64_t batch =
       config_.train.eval_batch_size > 0 ? config_.train.eval_batch_size : config_.train.batch_size;
-  const Evaluation evaluation = evaluate(ctx_, *model_, *task_, split, batch, published_);
+  const Evaluation evaluation =
+      evaluate(ctx_, *model_, *task_, split, batch, published_, config_.train.eval_examples);
   MetricsRow row;
   row.step = step_;
   row.split = split_name(split);

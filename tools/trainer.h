@@ -25,7 +25,7 @@ struct Evaluation {
 /// Loss (mean over labels; over batches if `mean_of_batches`, as the study reports) and accuracy of `split`,
 /// without dropout. The last batch is padded with examples that have no label.
 Evaluation evaluate(Context& ctx, const Model& model, const Task& task, Split split, int64_t batch_size,
-                    bool mean_of_batches);
+                    bool mean_of_batches, int64_t examples = 0);
 
 struct TrainerOptions {
   Device device;

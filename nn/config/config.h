@@ -46,7 +46,7 @@ struct TrainConfig {
   int64_t update_step = 1;
   ComplexGradient complex_gradient = ComplexGradient::descent;
   LossMean loss_mean = LossMean::labelled;
-  int64_t eval_every = 200;
+  int64_t eval_every = 200, eval_examples = 0;
   EvalSplit eval_split = EvalSplit::validation;
   std::optional<double> stop_criterion;
   int64_t checkpoint_every = 0, log_every = 10;
@@ -97,6 +97,8 @@ void visit_fields(V& v, TrainConfig& c) {
   v("loss_mean", c.loss_mean, "over labelled places, or over all positions, unlabelled ones counting 0");
   v("eval_every", c.eval_every, "steps between evaluations", steps,
     "training by epochs evaluates after each");
+  v("eval_examples", c.eval_examples,
+    "evaluate on so many examples, a choice that is always the same (0: the whole split)");
   v("eval_split", c.eval_split, "validation or test");
   v("stop_criterion", c.stop_criterion, "stop when the accuracy exceeds it");
   v("checkpoint_every", c.checkpoint_every, "steps between checkpoints (0: at the end only)");

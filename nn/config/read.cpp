@@ -167,6 +167,7 @@ void check_train(const TrainConfig& c, const std::string& origin) {
        "group_lr: expected a positive rate for param_group");
   need(c.update_step >= 1, "update_step: expected at least 1");
   need(c.eval_every >= 1 && c.log_every >= 1, "eval_every, log_every: expected at least 1");
+  need(c.eval_examples >= 0, "eval_examples: expected 0 (the whole split) or more");
   need(c.checkpoint_every >= 0, "checkpoint_every: expected 0 (at the end only) or more");
 }
 
