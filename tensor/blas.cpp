@@ -63,9 +63,10 @@ void ensure_fast_blas(int, char** argv) {
     setenv(variable, value, 1);
   };
   const char* core = suitable_core();
-  if (core && !std::getenv("OPENBLAS_CORETYPE") && !as_good_as(blas_core(), core)) set("OPENBLAS_CORETYPE", core);
-  // Threads that wait spin for milliseconds by default. On a machine that others use as well they then spin away the
-  // very time that the last thread needs: a training step took 50 times longer on two busy cores.
+  if (core && !std::getenv("OPENBLAS_CORETYPE") && !as_good_as(blas_core(), core))
+    set("OPENBLAS_CORETYPE", core);
+  // Threads that wait spin for milliseconds by default. On a machine that others use as well they then spin
+  // away the very time that the last thread needs: a training step took 50 times longer on two busy cores.
   if (!std::getenv("OMP_WAIT_POLICY") && !std::getenv("GOMP_SPINCOUNT")) set("GOMP_SPINCOUNT", "10000");
   if (!again) return;
   setenv(guard, "1", 1);

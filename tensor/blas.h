@@ -10,9 +10,10 @@
 
 namespace eigentrace {
 
-/// What must be decided before a program is loaded: OpenBLAS's kernels (it takes SSE3 ones on a CPU newer than itself)
-/// and how long waiting threads spin. Where the CPU can do better, sets OPENBLAS_CORETYPE and GOMP_SPINCOUNT and starts
-/// this program again, once; variables that the user has set are left alone. Call it first thing in main.
+/// What must be decided before a program is loaded: OpenBLAS's kernels (it takes SSE3 ones on a CPU newer
+/// than itself) and how long waiting threads spin. Where the CPU can do better, sets OPENBLAS_CORETYPE and
+/// GOMP_SPINCOUNT and starts this program again, once; variables that the user has set are left alone. Call
+/// it first thing in main.
 void ensure_fast_blas(int argc, char** argv);
 /// The OpenBLAS core in use, such as "SkylakeX".
 std::string blas_core();

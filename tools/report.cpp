@@ -20,12 +20,14 @@ struct RunSummary {
   double initial_radius = not_recorded, trained_radius = not_recorded;  ///< median |λ|, mean over heads
 };
 
-/// Mean over layers and heads of a stage's median |λ| (a mean of |λ| is ruled by a few huge steps); NaN: not read.
+/// Mean over layers and heads of a stage's median |λ| (a mean of |λ| is ruled by a few huge steps); NaN: not
+/// read.
 double median_radius(const RunReport& run, const std::string& stage) {
   double sum = 0, count = 0;
   for (const SpectrumReport& spectrum : run.spectra)
     for (const auto& [name, value] : spectrum.statistics)
-      if (spectrum.stage == stage && spectrum.reading == "exact" && name == "median") sum += value, count += 1;
+      if (spectrum.stage == stage && spectrum.reading == "exact" && name == "median")
+        sum += value, count += 1;
   return sum / count;
 }
 
@@ -64,7 +66,8 @@ void print_json(const std::vector<RunSummary>& runs, const std::string& out) {
         .field("state", run.info.state);
     json.field("accuracy", run.final_accuracy).field("best_accuracy", run.best_accuracy);
     json.field("loss", run.final_loss).field("wall_seconds", run.info.wall_seconds);
-    json.field("median_radius_initial", run.initial_radius).field("median_radius_trained", run.trained_radius);
+    json.field("median_radius_initial", run.initial_radius)
+        .field("median_radius_trained", run.trained_radius);
     json.end_object();
   }
   json.end_array().end_object();

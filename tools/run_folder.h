@@ -37,7 +37,8 @@ struct RunInfo {
 
 class RunFolder {
  public:
-  /// A new run's folder, which `prepare` then makes. UsageError: it holds a run already, and `force` is false.
+  /// A new run's folder, which `prepare` then makes. UsageError: it holds a run already, and `force` is
+  /// false.
   static RunFolder create(const std::string& path, bool force);
   /// Makes the folder and removes what a former run left in it.
   void prepare() const;
