@@ -37,8 +37,14 @@ void write(const std::string& path, const Named& tensors, std::map<std::string, 
   write_safetensors(path, arrays, std::move(metadata));
 }
 
-std::map<std::string, std::string> metadata_of(const RunConfig& config) {
-  return {{"format", checkpoint_format}, {"config", to_yaml(config)}};
+std::map<std::string, std::string> metadata_of(const RunConfig& config,
+                                               const std::vector<std::string>& symbols) {
+  std::map<std::string, std::string> metadata = {{"format", checkpoint_format}, {"config", to_yaml(config)}};
+  if (!symbols.empty()) {
+    JsonWriter json;
+    metadata["symbols"] = json.values(symbols).text();
+  }
+  return metadata;
 }
 
 void assign(const SafetensorsReader& reader, const std::string& name, const Tensor& tensor) {
@@ -88,6 +94,9 @@ void read_all(const std::string& path, const SafetensorsReader& reader, const Na
 
 SafetensorsReader open(const std::string& path) {
   SafetensorsReader reader(path);
+  const auto format = reader.metadata().find("format");
+  if (format != reader.metadata().end() && format->second != checkpoint_format)
+    fail(fmt::format("{}: format '{}', this program reads '{}'", path, format->second, checkpoint_format));
   // Files of other programs have no checksum.
   if (reader.metadata().count("crc32")) reader.verify_checksum();
   return reader;
@@ -138,15 +147,17 @@ std::string metadata(const SafetensorsReader& reader, const std::string& path, c
 
 }  // namespace
 
-void save_weights(const std::string& path, const Model& model, const RunConfig& config) {
-  write(path, tensors_of(model), metadata_of(config));
+void save_weights(const std::string& path, const Model& model, const RunConfig& config,
+                  const std::vector<std::string>& symbols) {
+  write(path, tensors_of(model), metadata_of(config, symbols));
 }
 
 void save_checkpoint(const std::string& path, const Model& model, const Optimiser& optimiser,
-                     const RunConfig& config, const TrainState& state) {
+                     const RunConfig& config, const TrainState& state,
+                     const std::vector<std::string>& symbols) {
   Named tensors = tensors_of(model);
   for (const auto& entry : optimiser.state()) tensors.push_back(entry);
-  std::map<std::string, std::string> data = metadata_of(config);
+  std::map<std::string, std::string> data = metadata_of(config, symbols);
   data["state"] = state_json(state, optimiser.steps());
   write(path, tensors, std::move(data));
 }
@@ -168,6 +179,15 @@ TrainState load_checkpoint(const std::string& path, Model& model, Optimiser& opt
 
 RunConfig checkpoint_config(const std::string& path) {
   return read_config(metadata(SafetensorsReader(path), path, "config"), path + ": config").config;
+}
+
+std::vector<std::string> checkpoint_symbols(const std::string& path) {
+  const SafetensorsReader reader(path);
+  std::vector<std::string> symbols;
+  if (reader.metadata().count("symbols"))
+    for (const ConfigNode& item : parse_yaml(reader.metadata().at("symbols"), path + ": symbols").items)
+      symbols.push_back(item.text);
+  return symbols;
 }
 
 LoadedModel load_model(const std::string& path, DType dtype, Device device) {

@@ -4,12 +4,14 @@
 //
 //   format       eigentrace-checkpoint/1
 //   config       the resolved configuration (YAML)
+//   symbols      JSON: what the task calls its tokens, if they have names
 //   state        JSON: step, optimiser's steps, plateau, the trainer's numbers (training only)
 //
 // Random numbers need no state: masks and order are functions of (seed, step).
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "nn/config/config.h"
 #include "nn/model.h"
@@ -25,11 +27,14 @@ struct TrainState {
   std::map<std::string, double> numbers;  ///< what else the trainer wants back, kept exactly
 };
 
-/// Writes the weights (and buffers) whole or not at all. Errors: the system's own.
-void save_weights(const std::string& path, const Model& model, const RunConfig& config);
+/// Writes the weights (and buffers) whole or not at all. symbols: what the task calls its tokens
+/// (Task::symbols), so that other data are not taken for its own. Errors: the system's own.
+void save_weights(const std::string& path, const Model& model, const RunConfig& config,
+                  const std::vector<std::string>& symbols = {});
 /// Weights, optimiser and state: going on from it gives the bits of an uninterrupted run.
 void save_checkpoint(const std::string& path, const Model& model, const Optimiser& optimiser,
-                     const RunConfig& config, const TrainState& state);
+                     const RunConfig& config, const TrainState& state,
+                     const std::vector<std::string>& symbols = {});
 
 /// Reads weights and buffers into the model, converting between f32 and f64. Errors: a damaged file; tensors
 /// that are missing, that the model does not have, or of another shape, by name.
@@ -39,6 +44,9 @@ TrainState load_checkpoint(const std::string& path, Model& model, Optimiser& opt
 
 /// The configuration a file was made with. Error: it has none.
 RunConfig checkpoint_config(const std::string& path);
+
+/// The symbols a file was saved with; empty: none.
+std::vector<std::string> checkpoint_symbols(const std::string& path);
 
 /// A model and the configuration it was trained with, from weights or a checkpoint.
 struct LoadedModel {

@@ -46,6 +46,8 @@ void declare_commands(CLI::App& app, std::function<int()>& chosen) {
         c->add_option("--out", o.out, "run folder (default: runs/NAME)");
         c->add_option("--resume", o.resume, "go on with the run in this folder");
         c->add_option("--dtype", o.dtype, "f32 or f64")->capture_default_str();
+        c->add_option("--max-steps", o.max_steps,
+                      "stop after so many steps, to be resumed (0: go to the end)");
         c->add_flag("--explain", o.explain,
                     "print the resolved configuration and what has no effect in it; do not train");
         c->add_flag("--force", o.force, "replace an existing run folder");

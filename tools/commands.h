@@ -20,8 +20,9 @@ struct TrainOptions : CommonOptions {
   std::string out;               ///< run folder; empty: runs/<name of the configuration>
   std::string resume;            ///< run folder to go on with
   std::string dtype = "f32";
-  bool explain = false;  ///< list what the published code ignores in this file, then stop
-  bool force = false;    ///< overwrite an existing run folder
+  int64_t max_steps = 0;  ///< stop (to be resumed) after so many steps from here; 0: go to the end
+  bool explain = false;   ///< list what the published code ignores in this file, then stop
+  bool force = false;     ///< overwrite an existing run folder
 };
 int train_command(const TrainOptions& options);
 

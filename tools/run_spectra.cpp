@@ -16,6 +16,8 @@ SpectrumRecord weights_spectra(const std::string& weights, const std::string& st
   const DType dtype = config.spectral.dtype == SpectralPrecision::f64 ? DType::f64 : DType::f32;
   const LoadedModel loaded = load_model(weights, dtype, options.device);
   const std::unique_ptr<Task> task = make_task(config.dataset);
+  if (const std::vector<std::string> symbols = checkpoint_symbols(weights); !symbols.empty())
+    check_symbols(*task, symbols);
   const bool ssm = std::holds_alternative<SsmConfig>(config.model);
   const bool published = options.request.published || options.request.compare;
   const int64_t usual = published ? study_batch(task->name()) : config.spectral.batch;

@@ -33,6 +33,8 @@ int train_command(const TrainOptions& options) {
   TrainerOptions how;
   how.device = parse_device(options.device);
   how.dtype = parse_dtype(options.dtype);
+  if (options.max_steps < 0) fail_usage("--max-steps: a number from 1, or 0 to go to the end");
+  how.max_steps = options.max_steps;
 
   std::unique_ptr<Trainer> trainer;
   std::string path = options.resume;

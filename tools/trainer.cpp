@@ -149,7 +149,7 @@ Trainer::Trainer(const RunConfig& config, const RunFolder& folder, const Trainer
   info_.seed = config_.seed;
   folder_.prepare();  // not before everything that can be wrong with the configuration has been looked at
   write_atomically(folder_.config(), to_yaml(config_));
-  save_weights(folder_.initial(), *model_, config_);
+  save_weights(folder_.initial(), *model_, config_, task_->symbols());
   folder_.write_info(info_);
 }
 
@@ -161,6 +161,8 @@ std::unique_ptr<Trainer> Trainer::resume(const RunFolder& folder, const TrainerO
   const RunConfig config = read_config_file(folder.config()).config;
   auto trainer = std::unique_ptr<Trainer>(new Trainer(config, folder, same, std::move(info)));
   if (!std::filesystem::exists(folder.checkpoint())) return trainer;
+  if (const std::vector<std::string> symbols = checkpoint_symbols(folder.checkpoint()); !symbols.empty())
+    check_symbols(*trainer->task_, symbols);
   const TrainState state = load_checkpoint(folder.checkpoint(), *trainer->model_, trainer->optimiser_);
   trainer->step_ = state.step;
   trainer->rates_.set_plateau(state.plateau);
@@ -253,7 +255,7 @@ void Trainer::save(const AppendFile& metrics) {
   state.plateau = rates_.plateau();
   metrics_bytes_ = metrics.size();
   visit_state([&](const char* key, auto& value) { state.numbers[key] = static_cast<double>(value); });
-  save_checkpoint(folder_.checkpoint(), *model_, optimiser_, config_, state);
+  save_checkpoint(folder_.checkpoint(), *model_, optimiser_, config_, state, task_->symbols());
   info_.step = step_;
   folder_.write_info(info_);
 }
@@ -280,6 +282,7 @@ RunInfo Trainer::run() {
   const int64_t epoch = rates_.steps_per_epoch();
   Loader loader(*task_, Split::train, order, {step_ / epoch, step_ % epoch});
   Progress progress(info_.name, rates_.total_steps(), step_, options_.progress);
+  const int64_t stop_before = options_.max_steps > 0 ? step_ + options_.max_steps : options_.stop_before;
   const double earlier_seconds = info_.wall_seconds;
   const Clock::time_point start = Clock::now();
   Clock::time_point row_start = start;
@@ -291,7 +294,7 @@ RunInfo Trainer::run() {
   try {
     bool planned = false;
     while (step_ < rates_.total_steps()) {
-      if (stop_signal != 0 || step_ == options_.stop_before) {
+      if (stop_signal != 0 || step_ == stop_before) {
         end("stopped", stop_signal == SIGINT ? "SIGINT" : stop_signal == SIGTERM ? "SIGTERM" : "asked to");
         return info_;
       }

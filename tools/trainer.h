@@ -30,7 +30,8 @@ Evaluation evaluate(Context& ctx, const Model& model, const Task& task, Split sp
 struct TrainerOptions {
   Device device;
   DType dtype = DType::f32;
-  bool progress = true;  ///< a live line on standard error
+  bool progress = true;   ///< a live line on standard error
+  int64_t max_steps = 0;  ///< stop, as a signal would, after so many steps from here; 0: do not
   /// Stop (as a signal would) before this step, for tests of stop and resume. −1: do not.
   int64_t stop_before = -1;
 };

@@ -183,3 +183,28 @@ TEST_CASE("trainer: spectra of a run are read before and after training, and rep
     CHECK(std::filesystem::exists(folder.spectrum(stage) + ".json"));
   }
 }
+
+TEST_CASE("trainer: weights trained with one vocabulary refuse data of another") {
+  const TemporaryFolder temporary;
+  std::filesystem::create_directories(temporary.path);
+  const RunConfig config = read_config(R"(
+format: eigentrace/1
+dataset: {_name_: listops, num_train_examples: 40, num_validation_examples: 4, num_test_examples: 4}
+train: {total_steps: 2, batch_size: 2}
+model: {layer: transformer, attention_fn: lin-attention, num_layers: 1, hidden_dim: 8, state_dim: 4, num_heads: 1,
+  mixer: none, embedding: true, vocab_size: 18, max_pos_embed: 2048, classifier: true, mixer_dim: 4, output_dim: 10}
+)",
+                                       "test")
+                               .config;
+  const std::unique_ptr<Task> task = make_task(config.dataset);
+  const std::unique_ptr<Model> model = make_model(config.model, 1, DType::f32);
+  const std::string path = temporary.path + "/weights.safetensors";
+  std::vector<std::string> symbols = task->symbols();
+  REQUIRE(symbols.size() == 18);
+  symbols.push_back("\n\"é\t");  // names survive whatever is in them
+  save_weights(path, *model, config, symbols);
+  CHECK(checkpoint_symbols(path) == symbols);
+  RunSpectraOptions options;
+  options.quiet = true;
+  CHECK_THROWS_WITH_AS(weights_spectra(path, "trained", options), doctest::Contains("vocabulary"), Error);
+}
