@@ -36,7 +36,7 @@ TaskShape published_shape(const RunConfig& run) {
                                                       : 0;
   if (const CifarConfig* cifar = std::get_if<CifarConfig>(&run.dataset))
     s.vocabulary = cifar->tokenize ? 256 : 0, s.features = cifar->tokenize ? 0 : 1;
-  s.labels_per_example = task == "mqar" ? 64 : 1;
+  s.labels_per_example = task == "mqar" ? 64 : task == "wikitext" ? 1023 : 1;
   return s;
 }
 
@@ -80,4 +80,54 @@ TEST_CASE("experiments: the recall runs build, and a step at the published size 
     CHECK(gigabytes < 1.5);
     CHECK(ctx.slab().in_use() == 0);
   }
+}
+
+TEST_CASE("experiments: every run of the study takes a training step at its published sizes" *
+          doctest::skip()) {
+  // Slow (`make test-all`). Published widths, lengths and vocabularies; only the batch is smaller, and
+  // printed.
+  for (const char* task : {"mqar-", "cifar-", "imdb-", "listops-", "wikitext-"})
+    for (const std::string& path : experiments(task)) {
+      INFO(path);
+      RunConfig run = read_config_file(path).config;
+      const TaskShape shape = published_shape(run);
+      fit_model(run.model, shape);
+      const int64_t batch = std::string(task) == "wikitext-" ? 1 : std::string(task) == "mqar-" ? 64 : 2;
+      const auto model = make_model(run.model, run.seed, DType::f32);
+      Optimiser optimiser(model->parameters(),
+                          make_groups(model->parameters(), run.model, run.train, run.dialect),
+                          optimiser_options(run.train));
+      const LearningRates rates(run.train, 50000);
+      ModelInput input;
+      if (shape.encoding() == Encoding::tokens) {
+        input = token_input(random_tokens(batch * shape.time, static_cast<int32_t>(shape.vocabulary), 5),
+                            batch, shape.time);
+      } else {
+        Rng rng(5);
+        std::vector<float> values(static_cast<size_t>(batch * shape.time));
+        for (float& v : values) v = static_cast<float>(rng.normal());
+        input.values = Tensor::from(values, {batch, shape.time, 1});
+      }
+      const Labels labels = label_all(shape.per_position ? batch * shape.labels_per_example : batch,
+                                      static_cast<int32_t>(shape.classes), 6);
+      Context ctx;
+      double losses[2];
+      for (int step = 0; step < 2; ++step) {  // the second sees what the first one changed
+        Tape tape(ctx);
+        Forward forward(tape, model->parameters());
+        forward.batch_statistics = true;
+        const Loss loss = model->loss(forward, input, labels);
+        losses[step] = loss.value.value().item();
+        if (step == 1) break;
+        tape.backward(loss.value);
+        optimiser.step(ctx, rates.at(optimiser.groups(), 0));
+        CHECK_FALSE(optimiser.skipped());
+      }
+      MESSAGE(std::filesystem::path(path).stem().string(), ": batch ", batch, " (published ",
+              run.train.batch_size, ") x ", shape.time, ", loss ", losses[0], " then ", losses[1],
+              ", step memory ", ctx.slab().peak() >> 20, " MiB");
+      CHECK(std::isfinite(losses[1]));
+      CHECK(losses[1] != losses[0]);
+      CHECK(ctx.slab().peak() < size_t{24} << 30);
+    }
 }
