@@ -70,7 +70,10 @@ void ensure_fast_blas(int, char** argv) {
   if (!std::getenv("OMP_WAIT_POLICY") && !std::getenv("GOMP_SPINCOUNT")) set("GOMP_SPINCOUNT", "10000");
   if (!again) return;
   setenv(guard, "1", 1);
-  execv("/proc/self/exe", argv);
+  char path[PATH_MAX] = "/proc/self/exe";  // by its own name, so that ps and top show that
+  const ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
+  if (length > 0) path[length] = '\0';
+  execv(path, argv);
   unsetenv(guard);  // could not be started again: right results, slowly
 }
 
