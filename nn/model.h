@@ -62,5 +62,6 @@ std::unique_ptr<Model> make_model(const ModelConfig& config, uint64_t seed, DTyp
 std::unique_ptr<Model> make_model(const TransformerConfig& config, uint64_t seed, DType dtype, Device device);
 std::unique_ptr<Model> make_model(const MambaConfig& config, uint64_t seed, DType dtype, Device device);
 std::unique_ptr<Model> make_model(const SsmConfig& config, uint64_t seed, DType dtype, Device device);
+std::unique_ptr<Model> make_model(const MadModelConfig& config, uint64_t seed, DType dtype, Device device);
 
 }  // namespace eigentrace

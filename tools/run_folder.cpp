@@ -44,7 +44,7 @@ void visit_metrics(Visitor&& visit, Row& row) {
   visit("split", row.split);
   visit("loss", row.loss);
   visit("accuracy", row.accuracy);
-  if (row.split != "train") return;
+  if (row.split != "train") return visit("macro_accuracy", row.macro_accuracy);
   visit("learning_rate", row.learning_rate);
   visit("gradient_norm", row.gradient_norm);
   visit("steps_per_second", row.steps_per_second);
@@ -55,6 +55,14 @@ struct Reader {
   const nlohmann::json& object;
   template <class T>
   void operator()(const char* key, T& value) const {
+    if constexpr (requires { value.has_value(); }) {
+      if (object.contains(key)) read(key, value.emplace());
+    } else {
+      read(key, value);
+    }
+  }
+  template <class T>
+  void read(const char* key, T& value) const {
     const nlohmann::json& found = object.at(key);
     if constexpr (std::is_floating_point_v<T>)
       value = found.is_null() ? std::numeric_limits<T>::quiet_NaN() : found.get<T>();
@@ -68,7 +76,15 @@ struct Reader {
 std::string to_json(const MetricsRow& row) {
   JsonWriter json;
   json.begin_object();
-  visit_metrics([&](const char* key, const auto& value) { json.field(key, value); }, row);
+  visit_metrics(
+      [&](const char* key, const auto& value) {
+        if constexpr (requires { value.has_value(); }) {
+          if (value) json.field(key, *value);
+        } else {
+          json.field(key, value);
+        }
+      },
+      row);
   json.end_object();
   return json.text();
 }

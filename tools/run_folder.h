@@ -18,6 +18,7 @@ struct MetricsRow {
   int64_t step = 0;
   std::string split;  ///< "train": mean since the last row; "validation", "test": the whole split
   double loss = 0, accuracy = 0;
+  std::optional<double> macro_accuracy;                               ///< evaluation rows of MAD
   double learning_rate = 0, gradient_norm = 0, steps_per_second = 0;  ///< train rows
 };
 /// One JSON line, and back. Error: not such a line.

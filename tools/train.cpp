@@ -70,8 +70,10 @@ int train_command(const TrainOptions& options) {
                info.reason, format_duration(info.wall_seconds));
     for (auto row = rows.rbegin(); row != rows.rend(); ++row)
       if (row->split != "train") {
-        fmt::print("{}: {} loss {:.4f}, accuracy {:.4f} at step {}\n", path, row->split, row->loss,
-                   row->accuracy, row->step);
+        const std::string macro =
+            row->macro_accuracy ? fmt::format(" (macro {:.4f})", *row->macro_accuracy) : "";
+        fmt::print("{}: {} loss {:.4f}, accuracy {:.4f}{} at step {}\n", path, row->split, row->loss,
+                   row->accuracy, macro, row->step);
         break;
       }
   }

@@ -9,6 +9,7 @@
 #include <csignal>
 #include <filesystem>
 
+#include "tasks/mad.h"
 #include "tensor/blas.h"
 #include "tensor/error.h"
 #include "tensor/io/file.h"
@@ -74,6 +75,8 @@ Evaluation evaluate(Context& ctx, const Model& model, const Task& task, Split sp
   Loader loader(task, split, options);
   DeviceBatch data(ctx.device(), model.parameters().dtype());
   double loss = 0, correct = 0, labels = 0, batch_loss = 0, batch_accuracy = 0, batches = 0;
+  const bool mad = task.name() == MadConfig::kName;
+  double macro = 0, macro_batches = 0;
   int64_t seen = 0;
   const Batch* batch = nullptr;
   while ((examples == 0 || seen < examples) && (batch = loader.next())) {
@@ -85,12 +88,19 @@ Evaluation evaluate(Context& ctx, const Model& model, const Task& task, Split sp
     const double sum = scalar(result.loss_sum), right = scalar(result.correct);
     const double count = static_cast<double>(std::max<int64_t>(batch->label_count, 1));
     loss += sum, correct += right, labels += static_cast<double>(batch->label_count);
+    if (mad && batch->label_count > 0) {
+      const std::vector<int32_t> predicted = result.argmax.to_vector<int32_t>();
+      const auto labelled = static_cast<size_t>(batch->label_count);
+      macro += mad_accuracy(std::span(batch->labels).first(labelled), std::span(predicted).first(labelled));
+      macro_batches += 1;
+    }
     batch_loss += sum / count, batch_accuracy += right / count, batches += 1;
   }
   Evaluation result;
   result.labels = static_cast<int64_t>(labels);
   result.loss = mean_of_batches ? batch_loss / batches : loss / labels;
   result.accuracy = mean_of_batches ? batch_accuracy / batches : correct / labels;
+  if (mad) result.macro_accuracy = macro / macro_batches;
   return result;
 }
 
@@ -244,9 +254,11 @@ void Trainer::evaluate_now(AppendFile& metrics) {
   row.step = step_;
   row.split = split_name(split);
   row.loss = evaluated_loss_ = evaluation.loss;
-  row.accuracy = evaluated_accuracy_ = evaluation.accuracy;
+  row.accuracy = evaluation.accuracy;
+  row.macro_accuracy = evaluation.macro_accuracy;
+  evaluated_accuracy_ = evaluation.score();
   metrics.append_line(to_json(row));
-  rates_.evaluated(evaluation.accuracy);
+  rates_.evaluated(evaluation.score());
 }
 
 void Trainer::save(const AppendFile& metrics) {

@@ -19,7 +19,11 @@ namespace eigentrace {
 /// Loss and accuracy of a whole split.
 struct Evaluation {
   double loss = 0, accuracy = 0;
+  /// MAD only: mad_accuracy of each batch, averaged over the batches.
+  std::optional<double> macro_accuracy;
   int64_t labels = 0;
+  /// What stopping and plateaus look at.
+  double score() const { return macro_accuracy.value_or(accuracy); }
 };
 
 /// Loss (mean over labels; over batches if `mean_of_batches`, as the study reports) and accuracy of `split`,

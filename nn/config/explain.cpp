@@ -73,6 +73,10 @@ void explain_model(const RunConfig& run, std::vector<std::string>& out) {
   }
   if (const auto* c = std::get_if<MambaConfig>(&run.model); c && !c->glu && c->dropout > 0)
     out.push_back("model.dropout acts twice in a row, for glu is False");
+  const auto* mad = std::get_if<MadConfig>(&run.dataset);
+  const auto* mad_model = std::get_if<MadModelConfig>(&run.model);
+  if (mad && mad->task == "compression" && !(mad_model && mad_model->auto_encoder))
+    out.push_back("compression without model.auto_encoder: every position sees the token it is asked for");
 }
 
 }  // namespace

@@ -108,6 +108,16 @@ void check_one(const SsmConfig& c) {
                    c.state_dim / c.num_blocks));
 }
 
+void check_one(const MadModelConfig& c) {
+  sizes({{"num_layers", c.num_layers}, {"hidden_dim", c.hidden_dim}});
+  for (const auto& [key, value] :
+       {std::pair{"vocab_size", c.vocab_size}, {"seq_len", c.seq_len}, {"output_dim", c.output_dim}})
+    at_least(key, value, 0);
+  need(!c.auto_encoder || (c.hidden_dim % 2 == 0 && c.hidden_dim >= 4),
+       fmt::format("hidden_dim: auto_encoder wants an even number from 4, found {}", c.hidden_dim));
+  check(mixer_config(c));
+}
+
 /// 0: what the data say; else at least as much.
 void fill_in(int64_t& size, int64_t wanted, const char* key, const char* what) {
   if (size == 0) size = wanted;
@@ -166,11 +176,46 @@ void fit(SsmConfig& c, const TaskShape& data) {
   fill_in(c.output_dim, data.classes, "output_dim", "classes");
 }
 
+void fit(MadModelConfig& c, const TaskShape& data) {
+  need(data.encoding() == Encoding::tokens, "layer: mad reads tokens, the data are floats");
+  need(data.per_position && data.documents == 1,
+       "layer: mad has an output per position, the data label whole sequences");
+  fill_in(c.vocab_size, data.vocabulary, "vocab_size", "different tokens");
+  if (c.fixed_time()) {
+    need(data.fixed_length, "layer: mad with s4 or auto_encoder wants sequences of one length");
+    exactly(c.seq_len, data.time, "seq_len", "steps");
+  }
+  fill_in(c.output_dim, data.classes, "output_dim", "classes");
+}
+
 }  // namespace
+
+ModelConfig mixer_config(const MadModelConfig& c) {
+  if (c.attention()) {
+    TransformerConfig t;
+    t.attention_fn = static_cast<AttentionKind>(c.mixer);  // the enums begin alike
+    t.norm_fn = c.norm_fn, t.approx_fn = c.approx_fn, t.scale_B = c.scale_B;
+    t.offset = c.offset, t.offset_init = c.offset_init, t.dim_conv = c.dim_conv;
+    t.hidden_dim = c.hidden_dim, t.state_dim = c.state_dim, t.num_heads = c.num_heads;
+    return t;
+  }
+  if (c.mamba()) {
+    MambaConfig m;
+    m.version = c.mixer == MadMixer::mamba1 ? MambaVersion::mamba1 : MambaVersion::mamba2;
+    m.hidden_dim = c.hidden_dim, m.state_dim = c.state_dim, m.num_heads = c.num_heads;
+    m.conv_dim = c.conv_dim, m.expansion = c.expansion;
+    return m;
+  }
+  SsmConfig s(c.mixer == MadMixer::lru ? SsmKind::lru : c.mixer == MadMixer::s5 ? SsmKind::s5 : SsmKind::s4);
+  s.hidden_dim = c.hidden_dim, s.state_dim = c.state_dim;
+  s.seq_len = c.seq_len, s.num_blocks = c.num_blocks;
+  return s;
+}
 
 std::string layer_name(const ModelConfig& config) {
   if (std::holds_alternative<TransformerConfig>(config)) return "transformer";
   if (std::holds_alternative<MambaConfig>(config)) return "mamba";
+  if (std::holds_alternative<MadModelConfig>(config)) return "mad";
   return enum_names(SsmKind{})[static_cast<size_t>(std::get<SsmConfig>(config).layer)];
 }
 

@@ -30,6 +30,10 @@ enum class MambaVersion : unsigned char { mamba1, mamba2 };
 constexpr auto enum_names(MambaVersion) { return std::array{"mamba1", "mamba2"}; }
 enum class SsmKind : unsigned char { s4, s5, lru };
 constexpr auto enum_names(SsmKind) { return std::array{"s4", "s5", "lru"}; }
+enum class MadMixer : unsigned char { softmax, linear, norm, mamba2, mamba1, lru, s5, s4 };
+constexpr auto enum_names(MadMixer) {
+  return std::array{"sm-attention", "lin-attention", "norm-attention", "mamba2", "mamba1", "lru", "s5", "s4"};
+}
 enum class SsmActivation : unsigned char { full_glu, half_glu1, half_glu2, gelu };
 constexpr auto enum_names(SsmActivation) { return std::array{"full_glu", "half_glu1", "half_glu2", "gelu"}; }
 enum class CInit : unsigned char { complex_normal, lecun_normal, trunc_standard_normal };
@@ -190,10 +194,59 @@ void visit_fields(V& v, SsmConfig& c) {
   v("output_dim", c.output_dim, "classes");
 }
 
-using ModelConfig = std::variant<TransformerConfig, MambaConfig, SsmConfig>;
+/// `layer: mad`, the model of the MAD suite (arXiv 2403.17844): mixer and SwiGLU layers in turn.
+struct MadModelConfig {
+  MadMixer mixer = MadMixer::softmax;
+  int64_t num_layers = 4, hidden_dim = 128, state_dim = 0, num_heads = 1;
+  NormFn norm_fn = NormFn::softplus;
+  ApproxFn approx_fn = ApproxFn::none;
+  bool scale_B = false, offset = false;
+  OffsetInit offset_init = OffsetInit::exp;
+  int64_t dim_conv = 0, conv_dim = 4, expansion = 1, num_blocks = 8;
+  bool auto_encoder = false;
+  int64_t vocab_size = 0, seq_len = 0, output_dim = 0;
+  bool attention() const { return mixer <= MadMixer::norm; }
+  bool mamba() const { return mixer == MadMixer::mamba2 || mixer == MadMixer::mamba1; }
+  bool fixed_time() const { return auto_encoder || mixer == MadMixer::s4; }  ///< its parts know T
+};
 
-/// "transformer", "mamba", "s4", "s5" or "lru": the value of `layer`.
+template <class V>
+void visit_fields(V& v, MadModelConfig& c) {
+  const bool norm = c.mixer == MadMixer::norm;
+  const char* other = "mixer is not norm-attention";
+  v("mixer", c.mixer, "sm-, lin- or norm-attention, mamba2, mamba1, lru, s5 or s4");
+  v("num_layers", c.num_layers, "mixers and MLPs counted together, a mixer first");
+  v("hidden_dim", c.hidden_dim, "D: width of the model");
+  v("state_dim", c.state_dim, "S: as in the mixer's own family");
+  v("num_heads", c.num_heads, "H: as in the mixer's own family", c.attention() || c.mixer == MadMixer::mamba2,
+    "only attention and mamba2 have heads");
+  v("norm_fn", c.norm_fn, "f of the normaliser exp(f(n + offset))", norm, other);
+  v("approx_fn", c.approx_fn, "feature map of q and k: none or elu (elu + 1)", norm, other);
+  v("scale_B", c.scale_B, "divide by the square root of the head width", norm, other);
+  v("offset", c.offset, "a learned offset per head", norm, other);
+  v("offset_init", c.offset_init, "exp: 4 to 9; uniform: 8 to 14", norm && c.offset,
+    norm ? "offset is False" : other);
+  v("dim_conv", c.dim_conv, "taps of the causal convolution over q, k and v (0: none)", c.attention(),
+    "mixer is not an attention");
+  v("conv_dim", c.conv_dim, "taps of the causal convolution (0: neither it nor its SiLU; mamba2 only)",
+    c.mamba(), "mixer is not mamba2 or mamba1");
+  v("expansion", c.expansion, "the mixer's inner width / hidden_dim", c.mamba(),
+    "mixer is not mamba2 or mamba1");
+  v("num_blocks", c.num_blocks, "HiPPO blocks; divides state_dim", c.mixer == MadMixer::s5,
+    "mixer is not s5");
+  v("auto_encoder", c.auto_encoder, "decode every position from the last one (compression)");
+  v("vocab_size", c.vocab_size, "V: rows of the table; 0: the data set's");
+  v("seq_len", c.seq_len, "length of every input; 0: the data set's", c.fixed_time(),
+    "auto_encoder is False and mixer is not s4");
+  v("output_dim", c.output_dim, "classes; 0: the data set's");
+}
+
+using ModelConfig = std::variant<TransformerConfig, MambaConfig, SsmConfig, MadModelConfig>;
+
+/// "transformer", "mamba", "s4", "s5", "lru" or "mad": the value of `layer`.
 std::string layer_name(const ModelConfig& config);
+/// What the mixers of a MAD model are in their own family.
+ModelConfig mixer_config(const MadModelConfig& config);
 /// Errors (usage): sizes that do not divide, rates outside [0, 1), options a family does not have.
 void check(const ModelConfig& config);
 /// From a YAML (or JSON) mapping with the study's keys. Keys the study writes without effect are told in

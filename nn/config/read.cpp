@@ -84,10 +84,11 @@ Ignored ignored_by(const MambaConfig&) {
 Ignored ignored_by(const SsmConfig&) {
   return {{"decode", never}, {"dual", never}, {"param_group", never}, {"cosine_anneal", never}};
 }
+Ignored ignored_by(const MadModelConfig&) { return {}; }
 
 ModelConfig read_model(const ConfigNode& node, const ConfigPlace& place, Rules rules) {
   const ConfigNode* layer = node.find("layer");
-  const std::vector<std::string> layers = {"transformer", "mamba", "s4", "s5", "lru"};
+  const std::vector<std::string> layers = {"transformer", "mamba", "s4", "s5", "lru", "mad"};
   const std::string choices = fmt::format("expected one of {}", fmt::join(layers, ", "));
   if (!layer) fail_usage(fmt::format("{}.layer: is missing; {}", place.text(), choices));
   const std::string& name = layer->text;
@@ -98,6 +99,8 @@ ModelConfig read_model(const ConfigNode& node, const ConfigPlace& place, Rules r
     config = MambaConfig{};
   else if (name == "s4" || name == "s5" || name == "lru")
     config = SsmConfig(name == "s4" ? SsmKind::s4 : name == "s5" ? SsmKind::s5 : SsmKind::lru);
+  else if (name == "mad")
+    config = MadModelConfig{};
   else
     fail_usage(fmt::format("{}: {}, found '{}'", place.below("layer", *layer).text(), choices, name));
   rules.elsewhere = {"layer"};
@@ -175,7 +178,8 @@ TrainConfig train_defaults(Dialect dialect, const ModelConfig& model) {
   TrainConfig c;
   const SsmConfig* ssm = std::get_if<SsmConfig>(&model);
   c.ssm = ssm != nullptr;
-  c.s4 = ssm && ssm->layer == SsmKind::s4;
+  const MadModelConfig* mad = std::get_if<MadModelConfig>(&model);
+  c.s4 = (ssm && ssm->layer == SsmKind::s4) || (mad && mad->mixer == MadMixer::s4);
   if (dialect == Dialect::study) {
     c.schedule = ScheduleKind::published;
     c.complex_gradient = ComplexGradient::published;

@@ -208,3 +208,46 @@ model: {layer: transformer, attention_fn: lin-attention, num_layers: 1, hidden_d
   options.quiet = true;
   CHECK_THROWS_WITH_AS(weights_spectra(path, "trained", options), doctest::Contains("vocabulary"), Error);
 }
+
+TEST_CASE("trainer: MAD is evaluated by the macro accuracy of each batch, and stops at it") {
+  const TemporaryFolder temporary;
+  RunConfig config = read_config(R"(
+format: eigentrace/1
+dataset: {_name_: mad, task: in-context-recall, seq_len: 32, num_train_examples: 64, num_test_examples: 20}
+train: {total_steps: 8, batch_size: 16, lr: 3e-3, schedule: constant, eval_every: 8, log_every: 2, stop_criterion: 0}
+model: {layer: mad, mixer: mamba2, state_dim: 8, num_heads: 2, hidden_dim: 16}
+)",
+                                 "test")
+                         .config;
+  const RunFolder folder = RunFolder::create(temporary.path, true);
+  Trainer trainer(config, folder, silent());
+  const RunInfo info = trainer.run();
+  const std::vector<MetricsRow> rows = folder.read_metrics();
+  REQUIRE(rows.size() == 5);
+  CHECK(!rows[3].macro_accuracy);
+  CHECK(rows[3].loss < rows[0].loss);
+  REQUIRE(rows[4].macro_accuracy);
+  CHECK(info.reason == fmt::format("accuracy {:.4f} > 0", *rows[4].macro_accuracy));
+  // A head that says 9 always: right for one of the classes of each batch.
+  for (const char* name : {"head.linear.weight", "head.linear.bias"}) {
+    Parameter* p = trainer.model().parameters().find(name);
+    std::vector<float> values(static_cast<size_t>(p->value.numel()), 0.0f);
+    if (p->value.rank() == 1) values[9] = 1;
+    p->value.assign(values);
+  }
+  const Evaluation found = evaluate(trainer.ctx(), trainer.model(), trainer.task(), Split::test, 16, false);
+  double expected = 0;
+  for (int64_t first : {0, 16}) {
+    std::vector<int64_t> indices;
+    for (int64_t i = first; i < std::min<int64_t>(first + 16, 20); ++i) indices.push_back(i);
+    Batch batch;
+    trainer.task().make(Split::test, indices, batch);
+    std::map<int32_t, int> classes;
+    for (int64_t i = 0; i < batch.label_count; ++i) ++classes[batch.labels[static_cast<size_t>(i)]];
+    REQUIRE(classes.count(9) == 1);
+    expected += 0.5 / static_cast<double>(classes.size());
+  }
+  CHECK(*found.macro_accuracy == doctest::Approx(expected).epsilon(1e-12));
+  CHECK(found.accuracy != doctest::Approx(expected).epsilon(1e-6));
+  CHECK(found.score() == *found.macro_accuracy);
+}
