@@ -117,6 +117,18 @@ void declare_commands(CLI::App& app, std::function<int()>& chosen) {
         c->add_option("--limit", o.limit, "export, check: examples of a split (0: all)")
             ->capture_default_str();
       });
+  subcommand<MadOptions>(
+      app, "mad",
+      "the MAD suite: best of six runs in every setting, mean over settings (finished runs are kept)", chosen,
+      mad_command, [](CLI::App* c, MadOptions& o) {
+        c->add_option("config", o.config,
+                      "YAML of one run, e.g. tasks/experiments/mad-in-context-recall-mamba2.yaml")
+            ->required();
+        c->add_option("--out", o.out, "folder of the runs")->required();
+        c->add_option("--task", o.tasks, "only these tasks (repeatable)");
+        c->add_option("--set", o.set, "override a key of the configuration (repeatable)");
+        c->add_flag("--baseline-only", o.baseline_only, "no difficulty changes");
+      });
   subcommand<CommonOptions>(app, "info", "devices, threads, libraries, versions", chosen, info_command,
                             [](CLI::App*, CommonOptions&) {});
 }

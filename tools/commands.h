@@ -74,6 +74,15 @@ struct BenchOptions : CommonOptions {
 };
 int bench_command(const BenchOptions& options);
 
+struct MadOptions : CommonOptions {
+  std::string config;  ///< a run of the suite: its model and training; data set and rates are the protocol's
+  std::vector<std::string> set;
+  std::string out;                 ///< folder: OUT/TASK/SETTING/RUN
+  std::vector<std::string> tasks;  ///< empty: all six
+  bool baseline_only = false, quiet = false;
+};
+int mad_command(const MadOptions& options);
+
 struct TasksOptions : CommonOptions {
   std::string action;            ///< list, describe, sample, export, check, speed
   std::string name;              ///< of the task

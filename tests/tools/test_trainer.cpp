@@ -251,3 +251,31 @@ model: {layer: mad, mixer: mamba2, state_dim: 8, num_heads: 2, hidden_dim: 16}
   CHECK(found.accuracy != doctest::Approx(expected).epsilon(1e-6));
   CHECK(found.score() == *found.macro_accuracy);
 }
+
+TEST_CASE("mad: the suite trains six runs a setting, keeps them, and goes on where it stopped") {
+  const TemporaryFolder temporary;
+  MadOptions options;
+  options.config =
+      std::string(EIGENTRACE_TEST_DATA) + "/../tasks/experiments/mad-in-context-recall-sm-attention.yaml";
+  options.out = temporary.path;
+  options.tasks = {"memorization"};
+  options.baseline_only = true;
+  options.quiet = true;
+  options.set = {"train.num_epochs=1",           "dataset.num_train_examples=128",
+                 "dataset.num_test_examples=16", "model.hidden_dim=16",
+                 "model.state_dim=16",           "model.num_layers=2"};
+  CHECK(mad_command(options) == 0);
+  int64_t runs = 0;
+  for (const auto& run : std::filesystem::directory_iterator(temporary.path + "/memorization/baseline")) {
+    CHECK(RunFolder::open(run.path()).read_info().state == "finished");
+    ++runs;
+  }
+  CHECK(runs == 6);
+  const auto first =
+      std::filesystem::last_write_time(temporary.path + "/memorization/baseline/lr0.0001-wd0/run.json");
+  CHECK(mad_command(options) == 0);  // all finished: nothing is trained again
+  CHECK(std::filesystem::last_write_time(temporary.path + "/memorization/baseline/lr0.0001-wd0/run.json") ==
+        first);
+  options.tasks = {"memory"};
+  CHECK_THROWS_AS(mad_command(options), UsageError);
+}
