@@ -27,7 +27,7 @@ using Function = std::function<Var(Tape&, const std::vector<Var>&)>;
 /// Adds two cases: forward alone, then forward and backward with a fixed cotangent. Bytes: inputs and output
 /// once forward, three times with the gradients. The inputs are made when a case runs.
 void add_cases(std::vector<BenchCase>& cases, const std::string& name, double flops, double backward_flops,
-               std::vector<Shape> shapes, const Function& f, int repeats) {
+               const std::vector<Shape>& shapes, const Function& f, int repeats) {
   for (const bool backward : {false, true})
     cases.push_back({name + (backward ? " forward + backward" : " forward"), [=] {
                        Context ctx;
