@@ -1,6 +1,8 @@
 #pragma once
 // Sums over the threads of a CUDA block, in a fixed order. For kernels/*.cu only.
-#ifdef __CUDACC__
+#ifdef EIGENTRACE_WITH_CUDA
+#include <cuda_runtime.h>
+
 namespace eigentrace {
 
 /// Σ of `value` over the block's threads (a power of two, at most 256), to all of them.

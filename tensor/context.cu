@@ -8,7 +8,7 @@
 
 #include "tensor/cuda_check.h"
 #include "tensor/error.h"
-#ifdef __CUDACC__
+#ifdef EIGENTRACE_WITH_CUDA
 #include <cublas_v2.h>
 #endif
 
@@ -16,7 +16,7 @@ namespace eigentrace {
 namespace {
 
 size_t default_slab_bytes(Device device) {
-#ifdef __CUDACC__
+#ifdef EIGENTRACE_WITH_CUDA
   if (device.is_cuda()) {
     size_t free = 0, total = 0;
     ET_CUDA(cudaSetDevice(device.index));
@@ -35,7 +35,7 @@ Context::Context(Device device, std::shared_ptr<Slab> slab, bool dry)
       dry_(dry),
       slab_(std::move(slab)),
       step_state_(Tensor::zeros({2}, DType::i64, device)) {
-#ifdef __CUDACC__
+#ifdef EIGENTRACE_WITH_CUDA
   if (device.is_cuda() && !dry) {
     ET_CUDA(cudaSetDevice(device.index));
     cudaStream_t stream;
@@ -67,7 +67,7 @@ Context::Context(Context&& other) noexcept
       blas_(std::exchange(other.blas_, nullptr)) {}
 
 Context::~Context() {
-#ifdef __CUDACC__
+#ifdef EIGENTRACE_WITH_CUDA
   if (blas_) cublasDestroy(static_cast<cublasHandle_t>(blas_));
   if (stream_) cudaStreamDestroy(static_cast<cudaStream_t>(stream_));
 #endif
@@ -77,7 +77,7 @@ Tensor Context::empty(const Shape& shape, DType dtype) {
   const size_t bytes = static_cast<size_t>(shape.numel()) * size_of(dtype);
   Tensor tensor(std::make_shared<Storage>(slab_, bytes), dtype, shape);
   if (poison && !dry_) {
-#ifdef __CUDACC__
+#ifdef EIGENTRACE_WITH_CUDA
     if (device_.is_cuda()) {
       ET_CUDA(cudaMemsetAsync(tensor.raw(), 0xFF, bytes, static_cast<cudaStream_t>(stream_)));
       return tensor;

@@ -1,6 +1,6 @@
 #pragma once
 // ET_CUDA(call): an Error with the call, CUDA's words and the place. Empty without nvcc.
-#ifdef __CUDACC__
+#ifdef EIGENTRACE_WITH_CUDA
 #include <cuda_runtime.h>
 
 #include <string>

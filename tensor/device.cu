@@ -11,7 +11,7 @@
 namespace eigentrace {
 
 bool built_with_cuda() {
-#ifdef __CUDACC__
+#ifdef EIGENTRACE_WITH_CUDA
   return true;
 #else
   return false;
@@ -19,7 +19,7 @@ bool built_with_cuda() {
 }
 
 int cuda_device_count() {
-#ifdef __CUDACC__
+#ifdef EIGENTRACE_WITH_CUDA
   int count = 0;
   if (cudaGetDeviceCount(&count) != cudaSuccess) {
     cudaGetLastError();  // no driver is no error: the program runs on the CPU
@@ -52,7 +52,7 @@ std::string to_string(Device device) {
 }
 
 std::string describe([[maybe_unused]] Device device) {
-#ifdef __CUDACC__
+#ifdef EIGENTRACE_WITH_CUDA
   if (device.is_cuda()) {
     cudaDeviceProp properties;
     ET_CUDA(cudaGetDeviceProperties(&properties, device.index));
@@ -72,7 +72,7 @@ void* device_allocate(Device device, size_t bytes) {
   if (bytes == 0) bytes = 1;
   void* data = nullptr;
   if (device.is_cuda()) {
-#ifdef __CUDACC__
+#ifdef EIGENTRACE_WITH_CUDA
     ET_CUDA(cudaSetDevice(device.index));
     if (cudaMalloc(&data, bytes) != cudaSuccess) cudaGetLastError(), data = nullptr;
 #endif
@@ -87,7 +87,7 @@ void* device_allocate(Device device, size_t bytes) {
 
 void device_free(Device device, void* data) {
   if (device.is_cuda()) {
-#ifdef __CUDACC__
+#ifdef EIGENTRACE_WITH_CUDA
     cudaFree(data);  // may run while the program unwinds: an error here has no one to tell
 #endif
   } else {
@@ -97,7 +97,7 @@ void device_free(Device device, void* data) {
 
 void device_zero(Device device, void* data, size_t bytes) {
   if (device.is_cuda()) {
-#ifdef __CUDACC__
+#ifdef EIGENTRACE_WITH_CUDA
     ET_CUDA(cudaMemset(data, 0, bytes));
 #endif
   } else {
@@ -110,13 +110,13 @@ void device_copy(Device to, void* destination, Device from, const void* source, 
     std::memcpy(destination, source, bytes);
     return;
   }
-#ifdef __CUDACC__
+#ifdef EIGENTRACE_WITH_CUDA
   ET_CUDA(cudaMemcpy(destination, source, bytes, cudaMemcpyDefault));
 #endif
 }
 
 void synchronise(Device device) {
-#ifdef __CUDACC__
+#ifdef EIGENTRACE_WITH_CUDA
   if (device.is_cuda()) {
     ET_CUDA(cudaSetDevice(device.index));
     ET_CUDA(cudaDeviceSynchronize());

@@ -22,6 +22,14 @@ std::string to_string(Device device);
 std::string describe(Device device);
 /// Number of usable GPUs; 0 without a driver, or in a build without CUDA.
 int cuda_device_count();
+/// True iff the "GPU" is the tests' emulation on the CPU (tests/simt).
+constexpr bool cuda_is_emulated() {
+#ifdef EIGENTRACE_EMULATE
+  return true;
+#else
+  return false;
+#endif
+}
 /// True iff the program was built with the CUDA Toolkit.
 bool built_with_cuda();
 

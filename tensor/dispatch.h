@@ -2,13 +2,14 @@
 // From a kernel's public function to its typed body, and from a body to its threads. For kernels/*.cu only.
 //
 // A kernel file reads: equations; a functor or CPU body templated over float and double; a CUDA body behind
-// __CUDACC__ where the functor is not enough; last, the public function that dispatches.
+// EIGENTRACE_WITH_CUDA where the functor is not enough; last, the public function that dispatches.
 #include <cstdint>
 
 #include "tensor/context.h"
 #include "tensor/cuda_check.h"
 #include "tensor/error.h"
 #include "tensor/hd.h"
+#include "tensor/launch.h"
 #include "tensor/strided.h"
 
 namespace eigentrace {
@@ -30,9 +31,7 @@ inline void require_cpu(const Context& ctx, const char* kernel) {
   if (ctx.device().is_cuda()) fail(std::string(kernel) + ": has no CUDA body yet; use --device cpu");
 }
 
-#ifdef __CUDACC__
-inline cudaStream_t stream_of(const Context& ctx) { return static_cast<cudaStream_t>(ctx.stream()); }
-
+#ifdef EIGENTRACE_WITH_CUDA
 template <class Functor>
 __global__ void for_each_kernel(int64_t n, Functor functor) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
@@ -46,12 +45,11 @@ __global__ void for_each_kernel(int64_t n, Functor functor) {
 template <class Functor>
 void for_each_index(const Context& ctx, int64_t n, const Functor& functor) {
   if (n <= 0) return;
-#ifdef __CUDACC__
+#ifdef EIGENTRACE_WITH_CUDA
   if (ctx.device().is_cuda()) {
     const int64_t blocks = (n + 255) / 256;
-    for_each_kernel<<<static_cast<unsigned>(blocks < 65536 ? blocks : 65536), 256, 0, stream_of(ctx)>>>(
-        n, functor);
-    ET_CUDA(cudaGetLastError());
+    launch(ctx, for_each_kernel<Functor>, static_cast<unsigned>(blocks < 65536 ? blocks : 65536), 256, 0, n,
+           functor);
     return;
   }
 #endif
@@ -67,7 +65,7 @@ void for_each_index(const Context& ctx, int64_t n, const Functor& functor) {
   }
 }
 
-#ifdef __CUDACC__
+#ifdef EIGENTRACE_WITH_CUDA
 template <class Functor>
 struct AtOffsets {
   StridedIndex index;
@@ -90,7 +88,7 @@ template <class Functor>
 void for_each_offset(const Context& ctx, const StridedIndex& index, const Functor& functor) {
   const int64_t total = index.numel();
   if (total <= 0) return;
-#ifdef __CUDACC__
+#ifdef EIGENTRACE_WITH_CUDA
   if (ctx.device().is_cuda()) return for_each_index(ctx, total, AtOffsets<Functor>{index, functor});
 #endif
   require_cpu(ctx, "for_each_offset");
@@ -132,7 +130,7 @@ void for_each_offset(const Context& ctx, const StridedIndex& index, const Functo
 template <class Functor>
 void for_each_in_rows(const Context& ctx, int64_t rows, int64_t columns, const Functor& functor) {
   if (rows <= 0 || columns <= 0) return;
-#ifdef __CUDACC__
+#ifdef EIGENTRACE_WITH_CUDA
   if (ctx.device().is_cuda())
     return for_each_index(ctx, rows * columns, AtRowColumn<Functor>{columns, functor});
 #endif

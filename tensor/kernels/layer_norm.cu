@@ -114,7 +114,7 @@ void backward_row_cpu(const BackwardOf<T>& f, int64_t row, T* dw, T* db, T* fact
   }
 }
 
-#ifdef __CUDACC__
+#ifdef EIGENTRACE_WITH_CUDA
 template <class T>
 __global__ void forward_kernel(Forward<T> f) {  // a block a row
   const int64_t row = blockIdx.x, n = f.y.cols;
@@ -187,10 +187,9 @@ struct ParameterPartials {  // a thread a (block of rows, column)
 template <class T>
 void run_forward(Context& ctx, const Forward<T>& f) {
   if (f.y.rows == 0) return;
-#ifdef __CUDACC__
+#ifdef EIGENTRACE_WITH_CUDA
   if (ctx.device().is_cuda()) {
-    forward_kernel<<<static_cast<unsigned>(f.y.rows), 128, 0, stream_of(ctx)>>>(f);
-    ET_CUDA(cudaGetLastError());
+    launch(ctx, forward_kernel<T>, static_cast<unsigned>(f.y.rows), 128, 0, f);
     return;
   }
 #endif
@@ -205,11 +204,10 @@ void run_forward(Context& ctx, const Forward<T>& f) {
 
 template <class T>
 void run_backward(Context& ctx, const BackwardOf<T>& f, int64_t blocks) {
-#ifdef __CUDACC__
+#ifdef EIGENTRACE_WITH_CUDA
   if (ctx.device().is_cuda()) {
     if (f.dx.data && f.dy.rows > 0) {
-      backward_kernel<<<static_cast<unsigned>(f.dy.rows), 128, 0, stream_of(ctx)>>>(f);
-      ET_CUDA(cudaGetLastError());
+      launch(ctx, backward_kernel<T>, static_cast<unsigned>(f.dy.rows), 128, 0, f);
     }
     if (f.partial_weight) for_each_index(ctx, blocks * f.dy.cols, ParameterPartials<T>{f});
     return;
