@@ -246,6 +246,61 @@ LayerStatistics layer_statistics(const LayerSpectrum& spectrum, Binning binning)
   return statistics;
 }
 
+namespace {
+
+/// Bins and counts of every eigenvalue, one row of bins a sequence.
+StreamedCounts counts_of(const LayerSpectrum& spectrum, int64_t sequences) {
+  StreamedCounts counts;
+  counts.count = int64_t(spectrum.log_abs.size());
+  counts.log_spectral_radius = -infinity;
+  std::vector<double> edges;
+  for (const double edge : radius_edges) edges.push_back(std::log(edge));
+  const size_t each = spectrum.log_abs.size() / size_t(sequences);
+  for (size_t b = 0; b < size_t(sequences); ++b) {
+    std::vector<double> row(edges.size() - 1, 0.0);
+    double usable = 0;
+    for (size_t at = b * each; at < (b + 1) * each; ++at) {
+      const double x = spectrum.log_abs[at];
+      if (!(x < infinity) || (!spectrum.arg.empty() && !std::isfinite(spectrum.arg[at]))) {
+        ++counts.non_finite;
+        continue;
+      }
+      usable += 1;
+      row[size_t(std::upper_bound(edges.begin() + 1, edges.end() - 1, x) - edges.begin() - 1)] += 1;
+      counts.zeros += x == -infinity, counts.unit += x == 0, counts.expanding += x > 0;
+      counts.log_spectral_radius = std::max(counts.log_spectral_radius, x);
+    }
+    if (usable == 0) continue;
+    for (double& share : row) share *= 100 / usable;
+    counts.radius_percent.push_back(std::move(row));
+  }
+  return counts;
+}
+
+}  // namespace
+
+LayerSpectrum thinned(const LayerSpectrum& spectrum, int64_t most) {
+  const bool channels = spectrum.kind == SpectrumKind::fixed_per_channel;
+  if (spectrum.sampled() || (!channels && spectrum.kind != SpectrumKind::time_varying)) return spectrum;
+  const int64_t rows = spectrum.shape[0];
+  const int64_t each = rows > 0 ? int64_t(spectrum.log_abs.size()) / rows : 0;
+  const int64_t kept = std::clamp<int64_t>(each > 0 ? most / each : rows, 1, std::max<int64_t>(rows, 1));
+  if (kept >= rows) return spectrum;
+  LayerSpectrum out = spectrum;
+  out.streamed = counts_of(spectrum, channels ? 1 : rows);
+  out.shape[0] = kept;
+  out.log_abs.clear(), out.arg.clear(), out.channels.clear();
+  for (int64_t n = 0; n < kept; ++n) {
+    const int64_t row = channels ? n * rows / kept : n;
+    const auto append = [&](const std::vector<double>& from, std::vector<double>& to) {
+      if (!from.empty()) to.insert(to.end(), from.begin() + row * each, from.begin() + (row + 1) * each);
+    };
+    append(spectrum.log_abs, out.log_abs), append(spectrum.arg, out.arg);
+    if (channels) out.channels.push_back(spectrum.channels.empty() ? row : spectrum.channels[size_t(row)]);
+  }
+  return out;
+}
+
 std::vector<int64_t> choose(int64_t n, int64_t count, uint64_t seed) {
   std::vector<int64_t> chosen;
   if (count >= n) {

@@ -86,6 +86,12 @@ struct LayerStatistics {
 };
 LayerStatistics layer_statistics(const LayerSpectrum& spectrum, Binning binning = Binning::exact);
 
+/// A layer's spectrum with at most about `most` eigenvalues, for files of which there are many: the first
+/// whole sequences of a time-varying one, evenly spread channels of S4 (at least one of either; the time step
+/// of each stays known), with full_count and `streamed` telling of all. Other kinds, and Mamba-1, which is
+/// sampled when read, are returned as they are.
+LayerSpectrum thinned(const LayerSpectrum& spectrum, int64_t most);
+
 /// `count` eigenvalues without repetition (all, if there are no more), in the order of log_abs: what a
 /// picture shows. step −1, sequence −1, head −1: the layer has no such axis. The same seed gives the same
 /// choice.

@@ -103,8 +103,12 @@ void RunFolder::prepare() const {
   ensure_directory(path_);
   for (const char* name :
        {"metrics.jsonl", "initial.safetensors", "checkpoint.safetensors", "spectrum_initial.npz",
-        "spectrum_initial.json", "spectrum_trained.npz", "spectrum_trained.json"})
+        "spectrum_initial.json", "spectrum_trained.npz", "spectrum_trained.json", "interventions.json"})
     std::filesystem::remove(path_ + "/" + name);
+  std::vector<std::filesystem::path> along;
+  for (const auto& entry : std::filesystem::directory_iterator(path_))
+    if (entry.path().filename().string().starts_with("spectrum_step")) along.push_back(entry.path());
+  for (const auto& path : along) std::filesystem::remove(path);
 }
 
 RunFolder RunFolder::open(const std::string& path) {

@@ -7,6 +7,7 @@
 //   the weights before the first step checkpoint.safetensors        the latest state, enough to go on to the
 //   same bits spectrum_initial.npz/.json    eigenvalues and statistics before training, and
 //   spectrum_trained.npz/.json    after it
+//   spectrum_step<N>.npz/.json    after N steps (spectral.every)
 #include <cstdint>
 #include <optional>
 #include <string>

@@ -4,11 +4,21 @@
 
 #include "nn/checkpoint.h"
 #include "tasks/config.h"
-#include "tools/device_batch.h"
 #include "tools/progress.h"
 #include "tools/version.h"
 
 namespace eigentrace {
+
+void load_spectrum_batch(DeviceBatch& data, const RunConfig& config, const Task& task, int64_t examples) {
+  const bool ssm = std::holds_alternative<SsmConfig>(config.model);
+  data.load(spectrum_batch(task, examples, ssm), ssm && !task.shape(Split::test).fixed_length,
+            LossAverage::labelled);
+}
+
+void ask_for(Reading reading, SpectrumRequest& request) {
+  request.published = reading == Reading::published;
+  request.compare = reading == Reading::both;
+}
 
 SpectrumRecord weights_spectra(const std::string& weights, const std::string& stage,
                                const RunSpectraOptions& options) {
@@ -18,12 +28,10 @@ SpectrumRecord weights_spectra(const std::string& weights, const std::string& st
   const std::unique_ptr<Task> task = make_task(config.dataset);
   if (const std::vector<std::string> symbols = checkpoint_symbols(weights); !symbols.empty())
     check_symbols(*task, symbols);
-  const bool ssm = std::holds_alternative<SsmConfig>(config.model);
   const bool published = options.request.published || options.request.compare;
   const int64_t usual = published ? study_batch(task->name()) : config.spectral.batch;
-  const Batch batch = spectrum_batch(*task, options.batch > 0 ? options.batch : usual, ssm);
   DeviceBatch data(options.device, dtype);
-  data.load(batch, ssm && !task->shape(Split::test).fixed_length, LossAverage::labelled);
+  load_spectrum_batch(data, config, *task, options.batch > 0 ? options.batch : usual);
   Context ctx(options.device);
 
   SpectrumRequest request = options.request;
@@ -46,8 +54,11 @@ SpectrumRecord weights_spectra(const std::string& weights, const std::string& st
 
 SpectrumRecord run_spectra(const RunFolder& folder, const std::string& stage,
                            const RunSpectraOptions& options) {
-  SpectrumRecord record =
-      weights_spectra(stage == "initial" ? folder.initial() : folder.checkpoint(), stage, options);
+  const std::string weights = stage == "initial" ? folder.initial() : folder.checkpoint();
+  RunSpectraOptions asked = options;
+  if (!asked.request.published && !asked.request.compare)
+    ask_for(checkpoint_config(weights).spectral.reading, asked.request);
+  const SpectrumRecord record = weights_spectra(weights, stage, asked);
   write_spectrum(folder.spectrum(stage), record);
   return record;
 }

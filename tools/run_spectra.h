@@ -3,6 +3,7 @@
 #include <string>
 
 #include "nn/config/config.h"
+#include "tools/device_batch.h"
 #include "tools/run_folder.h"
 #include "tools/spectrum.h"
 
@@ -20,8 +21,13 @@ struct RunSpectraOptions {
 SpectrumRecord weights_spectra(const std::string& weights, const std::string& stage,
                                const RunSpectraOptions& options);
 
-/// weights_spectra of a run's stage ("initial": its first weights, "trained": its checkpoint), written to the
-/// folder.
+/// The batch that a configuration's spectra are read on, onto the device.
+void load_spectrum_batch(DeviceBatch& data, const RunConfig& config, const Task& task, int64_t examples);
+/// What spectral.reading asks for.
+void ask_for(Reading reading, SpectrumRequest& request);
+
+/// weights_spectra of a run's stage ("initial": its first weights, "trained": its checkpoint), in the reading
+/// of its configuration unless options.request asks for another, written to the folder.
 SpectrumRecord run_spectra(const RunFolder& folder, const std::string& stage,
                            const RunSpectraOptions& options);
 

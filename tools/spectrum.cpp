@@ -13,14 +13,17 @@ namespace {
 
 class Collector {
  public:
-  Collector(const Model& model, const SpectrumRequest& request)
-      : request_(request), layers_(model.mixers().size()) {}
+  Collector(const Model& model, const SpectrumRequest& request, int64_t keep)
+      : request_(request), keep_(keep), layers_(model.mixers().size()), later_(layers_.size()) {}
 
   /// Right after a mixer's recurrence: what the layer computed.
   void on_mixer(int layer, const Mixer& mixer, const Terms& terms, const Mixed& mixed) {
     const Realisation system = mixer.realise(terms, mixed);
     LayerRecord& record = layers_.at(size_t(layer));
-    if (wants_exact()) record.spectrum = read_spectrum(system, layer, request_.reading);
+    if (wants_exact() && system.family == Family::s4)
+      later_[size_t(layer)] = eigenproblem(system);
+    else if (wants_exact())
+      record.spectrum = read_spectrum(system, layer, request_.reading);
     if (request_.check) record.replay = replay(system, mixed.y.value(), request_.replay);
   }
 
@@ -31,7 +34,9 @@ class Collector {
 
   std::vector<LayerRecord> finish() {
     std::vector<LayerRecord> records;
-    for (LayerRecord& record : layers_) {
+    for (size_t l = 0; l < layers_.size(); ++l) {
+      LayerRecord& record = layers_[l];
+      if (later_[l]) record.spectrum = read_spectrum(*later_[l], int64_t(l), request_.reading);
       if (request_.compare && record.published)
         record.comparison = compare_readings(record.spectrum, *record.published);
       Binning binning = Binning::exact;
@@ -42,6 +47,7 @@ class Collector {
         binning = Binning::published;
       }
       record.statistics = layer_statistics(record.spectrum, binning);
+      if (keep_ > 0 && binning == Binning::exact) record.spectrum = thinned(record.spectrum, keep_);
       records.push_back(std::move(record));
     }
     return records;
@@ -49,8 +55,23 @@ class Collector {
 
  private:
   bool wants_exact() const { return !request_.published || request_.compare; }
-  const SpectrumRequest& request_;
+  /// What S4's eigenvalues depend on, as copies on the host: a single step of input stands for all.
+  static Realisation eigenproblem(const Realisation& system) {
+    const auto host = [](const Tensor& t) { return t.clone(Device{}, t.dtype()); };
+    const auto pair = [&](const ComplexTensor& z) { return ComplexTensor{host(z.re), host(z.im)}; };
+    const auto& dplr = std::get<Dplr>(system.lambda);
+    const auto& maps = std::get<Channels>(system.maps);
+    return {system.family,
+            Dplr{pair(dplr.lambda), pair(dplr.p), host(dplr.log_step)},
+            Channels{pair(maps.b), pair(maps.c), maps.length},
+            Tensor::zeros({1, 1, system.u.dim(2)}, system.u.dtype()),
+            {}};
+  }
+
+  const SpectrumRequest request_;
+  const int64_t keep_;
   std::vector<LayerRecord> layers_;
+  std::vector<std::optional<Realisation>> later_;
 };
 
 /// Full float32 for as long as it lives: η never comes out of a TF32 product.
@@ -62,10 +83,11 @@ struct FullPrecision {
 
 }  // namespace
 
-SpectrumRecord model_spectra(Context& ctx, const Model& model, const ModelInput& input,
-                             const SpectrumRequest& request) {
+std::function<SpectrumRecord()> begin_spectra(Context& ctx, const Model& model, const ModelInput& input,
+                                              const SpectrumRequest& request, int64_t keep) {
   const FullPrecision precision{ctx};
-  Collector collector(model, request);
+  const auto kept = std::make_shared<Collector>(model, request, keep);
+  Collector& collector = *kept;
   const bool masks = request.dropout && collector.wants_published();
   const auto pass = [&](bool exact, bool published) {
     Tape tape(ctx, false);
@@ -90,7 +112,6 @@ SpectrumRecord model_spectra(Context& ctx, const Model& model, const ModelInput&
     pass(true, collector.wants_published());
   }
   SpectrumRecord record;
-  record.layers = collector.finish();
   const Shape shape = input.tokens.ids.defined() ? input.tokens.ids.shape() : input.values.shape();
   record.about = {{"reading", request.published && !request.compare ? "published" : "exact"},
                   {"sequences", std::to_string(shape[0])},
@@ -99,7 +120,15 @@ SpectrumRecord model_spectra(Context& ctx, const Model& model, const ModelInput&
                   {"mixer", model.mixers().empty() ? "" : model.mixers()[0]->family()},
                   {"dtype", name_of(model.parameters().dtype())},
                   {"published_dropout", masks ? "yes" : "no"}};
-  return record;
+  return [kept, record]() mutable {
+    record.layers = kept->finish();
+    return record;
+  };
+}
+
+SpectrumRecord model_spectra(Context& ctx, const Model& model, const ModelInput& input,
+                             const SpectrumRequest& request) {
+  return begin_spectra(ctx, model, input, request)();
 }
 
 int64_t study_batch(const std::string& task) {

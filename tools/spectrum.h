@@ -1,6 +1,7 @@
 #pragma once
 // Spectra of a model: one evaluation pass, every mixer relabelled as the dynamical system it is and read
 // inside the pass; the published reading beside it; tables of both.
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -20,6 +21,13 @@ struct SpectrumRequest {
   ReadingOptions reading;
   ReplayOptions replay;
 };
+
+/// The pass of model_spectra now, what is left of it later: the function that is returned solves S4's
+/// eigenproblems and takes the statistics from host copies alone, so that another thread may call it (once)
+/// while the model is trained on. Statistics are of all eigenvalues; of a layer's no more than about `keep`
+/// are then kept in the record (0: all; see thinned).
+std::function<SpectrumRecord()> begin_spectra(Context& ctx, const Model& model, const ModelInput& input,
+                                              const SpectrumRequest& request = {}, int64_t keep = 0);
 
 /// Spectra of all layers on one batch, in layer order; `about` says model and batch. The pass draws no
 /// dropout, uses BatchNorm's running statistics and never TF32. Memory: one pass without gradients, one

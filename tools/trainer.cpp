@@ -14,6 +14,7 @@
 #include "tensor/error.h"
 #include "tensor/io/file.h"
 #include "tools/progress.h"
+#include "tools/training_spectra.h"
 #include "tools/version.h"
 
 namespace eigentrace {
@@ -293,6 +294,7 @@ RunInfo Trainer::run() {
   order.time_multiple = time_multiple(*model_, *task_);
   const int64_t epoch = rates_.steps_per_epoch();
   Loader loader(*task_, Split::train, order, {step_ / epoch, step_ % epoch});
+  TrainingSpectra spectra(config_, folder_, *task_, *model_);
   Progress progress(info_.name, rates_.total_steps(), step_, options_.progress);
   const int64_t stop_before = options_.max_steps > 0 ? step_ + options_.max_steps : options_.stop_before;
   const double earlier_seconds = info_.wall_seconds;
@@ -300,6 +302,7 @@ RunInfo Trainer::run() {
   Clock::time_point row_start = start;
   const auto end = [&](const char* state, const std::string& reason) {
     info_.state = state, info_.reason = reason;
+    spectra.finish();  // what a checkpoint stands for is on disk before it
     info_.wall_seconds = earlier_seconds + seconds_since(start);
     save(metrics);
   };
@@ -324,6 +327,11 @@ RunInfo Trainer::run() {
         log_row(metrics, seconds_since(row_start));
         row_start = Clock::now();
       }
+      if (spectra.due(step_)) {
+        const Clock::time_point before = Clock::now();
+        spectra.read(ctx_, step_);
+        row_start += Clock::now() - before;
+      }
       if (evaluation_due()) {
         progress.update(step_, progress_text() + "  evaluating");
         evaluate_now(metrics);
@@ -338,6 +346,7 @@ RunInfo Trainer::run() {
       progress.update(step_, progress_text());
       const int64_t every = config_.train.checkpoint_every;
       if (every > 0 && step_ % every == 0) {
+        spectra.finish();
         info_.wall_seconds = earlier_seconds + seconds_since(start);
         save(metrics);
       }

@@ -8,6 +8,7 @@
 
 #include "spectral/dplr.h"
 #include "tensor/error.h"
+#include "tensor/rng.h"
 #include "tests/spectral/systems.h"
 
 using namespace eigentrace;
@@ -213,4 +214,47 @@ TEST_CASE("reading: what does not fit together is an error that names the field"
   test = lru_system(63, DType::f64, 5);
   test.system.lambda = ScalarDecay{Tensor::zeros({3}, DType::f64)};
   CHECK_THROWS_WITH_AS(read_spectrum(test.system, 0), doctest::Contains("Dense goes with Diagonal"), Error);
+}
+
+TEST_CASE("reading: a thinned spectrum keeps whole sequences, its bins and shares count every eigenvalue") {
+  LayerSpectrum spectrum;
+  spectrum.kind = SpectrumKind::time_varying, spectrum.shape = {5, 7, 2}, spectrum.first_step = 1;
+  Rng rng(3, 1);
+  for (int i = 0; i < 70; ++i) spectrum.log_abs.push_back(rng.uniform(-4, 1));
+  spectrum.log_abs[69] = 3, spectrum.log_abs[68] = 0, spectrum.log_abs[67] = -INFINITY,
+  spectrum.log_abs[66] = NAN;
+  spectrum.full_count = 70;
+  const LayerSpectrum part = thinned(spectrum, 30);
+  CHECK(part.shape == std::vector<int64_t>{2, 7, 2});
+  CHECK(part.first_step == 1);
+  CHECK(part.sampled());
+  CHECK(std::equal(part.log_abs.begin(), part.log_abs.end(), spectrum.log_abs.begin()));
+  CHECK(thinned(spectrum, 1).shape[0] == 1);
+  CHECK_FALSE(thinned(spectrum, 70).sampled());
+  const SpectrumStatistics all = layer_statistics(spectrum).all, counted = layer_statistics(part).all;
+  CHECK(counted.count == 70);
+  CHECK(counted.non_finite == 1);
+  CHECK(counted.zeros == 1);
+  CHECK(counted.expanding_share == all.expanding_share);
+  CHECK(counted.unit_share == all.unit_share);
+  CHECK(counted.spectral_radius == all.spectral_radius);
+  for (size_t k = 0; k < all.radius_percent.mean.size(); ++k) {
+    CHECK(counted.radius_percent.mean[k] == doctest::Approx(all.radius_percent.mean[k]).epsilon(1e-12));
+    CHECK(counted.radius_percent.std[k] == doctest::Approx(all.radius_percent.std[k]).epsilon(1e-12));
+  }
+}
+
+TEST_CASE("reading: S4's channels are thinned evenly and keep their numbers") {
+  LayerSpectrum spectrum;
+  spectrum.kind = SpectrumKind::fixed_per_channel, spectrum.shape = {6, 3};
+  for (int i = 0; i < 18; ++i)
+    spectrum.log_abs.push_back(-0.1 * i), spectrum.arg.push_back(0.1 * i), spectrum.channels.push_back(0);
+  spectrum.channels = {0, 2, 4, 6, 8, 10};
+  spectrum.full_count = 18;
+  const LayerSpectrum part = thinned(spectrum, 9);
+  CHECK(part.shape == std::vector<int64_t>{3, 3});
+  CHECK(part.channels == std::vector<int64_t>{0, 4, 8});
+  CHECK(part.log_abs[3] == spectrum.log_abs[6]);
+  CHECK(part.arg[3] == spectrum.arg[6]);
+  CHECK(layer_statistics(part).all.radius_percent.mean == layer_statistics(spectrum).all.radius_percent.mean);
 }
