@@ -58,6 +58,7 @@ Context Context::dry_run(Device device) {
 
 Context::Context(Context&& other) noexcept
     : precision(other.precision),
+      attention_precision(other.attention_precision),
       poison(other.poison),
       device_(other.device_),
       dry_(other.dry_),

@@ -2,13 +2,16 @@
 // Context: everything a kernel needs besides its operands. Passed, never global.
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "tensor/tensor.h"
 
 namespace eigentrace {
 
-/// How float32 matrix products are computed. TF32 and bf16 exist on the GPU only and only when asked for.
-enum class Precision : unsigned char { fp32, tf32, bf16 };
+/// How float32 matrix products are computed; all but fp32 exist on the GPU only and only when asked for. tf32x3:
+/// operands split in two TF32 parts, three products, float32's accuracy. bf16: operands rounded to bf16. Sums
+/// are float32 always.
+enum class Precision : unsigned char { fp32, tf32, tf32x3, bf16 };
 
 class Context {
  public:
@@ -24,6 +27,8 @@ class Context {
   Device device() const { return device_; }
   bool dry() const { return dry_; }
   Precision precision = Precision::fp32;
+  /// Of the products inside softmax attention; unset: `precision`.
+  std::optional<Precision> attention_precision;
   /// Fill step memory with NaN when it is handed out, so that a kernel which forgets to write is seen
   /// (tests).
   bool poison = false;
