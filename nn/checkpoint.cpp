@@ -37,12 +37,12 @@ void write(const std::string& path, const Named& tensors, std::map<std::string, 
   write_safetensors(path, arrays, std::move(metadata));
 }
 
-std::map<std::string, std::string> metadata_of(const RunConfig& config,
-                                               const std::vector<std::string>& symbols) {
+std::map<std::string, std::string> metadata_of(const RunConfig& config, const CheckpointNotes& notes) {
   std::map<std::string, std::string> metadata = {{"format", checkpoint_format}, {"config", to_yaml(config)}};
-  if (!symbols.empty()) {
+  if (!notes.made_by.empty()) metadata["made_by"] = notes.made_by;
+  if (!notes.symbols.empty()) {
     JsonWriter json;
-    metadata["symbols"] = json.values(symbols).text();
+    metadata["symbols"] = json.values(notes.symbols).text();
   }
   return metadata;
 }
@@ -97,8 +97,8 @@ SafetensorsReader open(const std::string& path) {
   const auto format = reader.metadata().find("format");
   if (format != reader.metadata().end() && format->second != checkpoint_format)
     fail(fmt::format("{}: format '{}', this program reads '{}'", path, format->second, checkpoint_format));
-  // Files of other programs have no checksum.
-  if (reader.metadata().count("crc32")) reader.verify_checksum();
+  // Files of other programs have neither format nor checksum; one flipped bit cannot take both from ours.
+  if (format != reader.metadata().end() || reader.metadata().count("crc32")) reader.verify_checksum();
   return reader;
 }
 
@@ -148,16 +148,15 @@ std::string metadata(const SafetensorsReader& reader, const std::string& path, c
 }  // namespace
 
 void save_weights(const std::string& path, const Model& model, const RunConfig& config,
-                  const std::vector<std::string>& symbols) {
-  write(path, tensors_of(model), metadata_of(config, symbols));
+                  const CheckpointNotes& notes) {
+  write(path, tensors_of(model), metadata_of(config, notes));
 }
 
 void save_checkpoint(const std::string& path, const Model& model, const Optimiser& optimiser,
-                     const RunConfig& config, const TrainState& state,
-                     const std::vector<std::string>& symbols) {
+                     const RunConfig& config, const TrainState& state, const CheckpointNotes& notes) {
   Named tensors = tensors_of(model);
   for (const auto& entry : optimiser.state()) tensors.push_back(entry);
-  std::map<std::string, std::string> data = metadata_of(config, symbols);
+  std::map<std::string, std::string> data = metadata_of(config, notes);
   data["state"] = state_json(state, optimiser.steps());
   write(path, tensors, std::move(data));
 }
@@ -178,16 +177,43 @@ TrainState load_checkpoint(const std::string& path, Model& model, Optimiser& opt
 }
 
 RunConfig checkpoint_config(const std::string& path) {
-  return read_config(metadata(SafetensorsReader(path), path, "config"), path + ": config").config;
+  return read_config(metadata(open(path), path, "config"), path + ": config").config;
 }
 
 std::vector<std::string> checkpoint_symbols(const std::string& path) {
-  const SafetensorsReader reader(path);
+  const SafetensorsReader reader = open(path);
   std::vector<std::string> symbols;
   if (reader.metadata().count("symbols"))
     for (const ConfigNode& item : parse_yaml(reader.metadata().at("symbols"), path + ": symbols").items)
       symbols.push_back(item.text);
   return symbols;
+}
+
+CheckpointAbout describe_checkpoint(const std::string& path) {
+  const SafetensorsReader reader = open(path);
+  CheckpointAbout about;
+  const auto text = [&](const char* key) {
+    const auto found = reader.metadata().find(key);
+    return found == reader.metadata().end() ? std::string() : found->second;
+  };
+  about.made_by = text("made_by");
+  about.checksum = !text("crc32").empty();
+  if (!text("config").empty()) about.config = read_config(text("config"), path + ": config").config;
+  if (!text("state").empty()) about.state = parse_state(path, text("state")).state;
+  for (const auto& [name, entry] : reader.entries()) {
+    ++about.tensors;
+    about.bytes += entry.end - entry.begin;
+    if (about.dtype.empty()) about.dtype = entry.dtype;
+    const HostArray array = reader.read_widened(name);
+    if (!name.starts_with(optimiser_prefix)) about.weights += array.count();
+    const auto finite = [](const auto& values) {
+      return std::ranges::all_of(values, [](auto x) { return std::isfinite(x); });
+    };
+    if ((array.dtype == DType::f32 && !finite(array.as<float>())) ||
+        (array.dtype == DType::f64 && !finite(array.as<double>())))
+      about.not_finite.push_back(name);
+  }
+  return about;
 }
 
 LoadedModel load_model(const std::string& path, DType dtype, Device device) {

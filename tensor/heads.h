@@ -7,7 +7,6 @@
 
 #include "tensor/blas.h"
 #include "tensor/error.h"
-#include "tensor/hd.h"
 
 namespace eigentrace {
 
@@ -19,7 +18,6 @@ struct Heads {
   Matrix<T> rows(int64_t b, int64_t h, int64_t t) const {
     return {data + b * batch + h * head + t * time, time};
   }
-  ET_HD T* row(int64_t b, int64_t h, int64_t t) const { return data + b * batch + h * head + t * time; }
 };
 
 /// Error: a rank other than 4, a strided last axis, rows that overlap.
@@ -48,7 +46,7 @@ struct PerStep {
     else
       batch = x.stride(0), time = x.stride(1), head = x.stride(2);
   }
-  ET_HD T& at(int64_t b, int64_t t, int64_t h) const { return data[b * batch + t * time + h * head]; }
+  T& at(int64_t b, int64_t t, int64_t h) const { return data[b * batch + t * time + h * head]; }
 };
 
 /// Scratch for each thread: `elements` apart.

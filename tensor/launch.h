@@ -34,9 +34,7 @@ void launch(const Context& ctx, void (*kernel)(P...), dim3 grid, dim3 block, siz
   if (shared > (48u << 10))
     ET_CUDA(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
-  // clang-format off
-  kernel<<<grid, block, shared, stream_of(ctx)>>>(arguments...);
-  // clang-format on
+  kernel<<<grid, block, shared, stream_of(ctx)> > >(arguments...);
   ET_CUDA(cudaGetLastError());
 #endif
 }

@@ -129,8 +129,14 @@ void declare_commands(CLI::App& app, std::function<int()>& chosen) {
         c->add_option("--set", o.set, "override a key of the configuration (repeatable)");
         c->add_flag("--baseline-only", o.baseline_only, "no difficulty changes");
       });
-  subcommand<CommonOptions>(app, "info", "devices, threads, libraries, versions", chosen, info_command,
-                            [](CLI::App*, CommonOptions&) {});
+  subcommand<FailureOptions>(app, "failure", "repeat the step that stopped a run, looking at every value",
+                             chosen, failure_command, [](CLI::App* c, FailureOptions& o) {
+                               c->add_option("run", o.run, "run folder with failed.safetensors")->required();
+                             });
+  subcommand<InfoOptions>(app, "info", "devices, threads, libraries, versions; or what a checkpoint is",
+                          chosen, info_command, [](CLI::App* c, InfoOptions& o) {
+                            c->add_option("path", o.path, "checkpoint or run folder to verify and describe");
+                          });
 }
 
 }  // namespace

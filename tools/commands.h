@@ -94,7 +94,16 @@ struct TasksOptions : CommonOptions {
 };
 int tasks_command(const TasksOptions& options);
 
-int info_command(const CommonOptions& options);
+struct InfoOptions : CommonOptions {
+  std::string path;  ///< a checkpoint or a run folder to verify and describe; empty: this machine
+};
+int info_command(const InfoOptions& options);
+
+struct FailureOptions : CommonOptions {
+  std::string run;  ///< run folder with a failed step
+};
+/// Repeats the step that stopped a run, looking at every value, in the run's type and in f64.
+int failure_command(const FailureOptions& options);
 
 /// Parses the command line and runs the subcommand; turns exceptions into messages and exit codes.
 int run_program(int argc, char** argv);

@@ -11,6 +11,7 @@
 #include "tensor/error.h"
 #include "tensor/io/json_writer.h"
 #include "tools/commands.h"
+#include "tools/version.h"
 
 namespace eigentrace {
 namespace {
@@ -48,7 +49,7 @@ int import_command(const ImportOptions& options) {
   const std::unique_ptr<Model> model =
       make_model(config.model, config.seed, options.dtype == "f64" ? DType::f64 : DType::f32);
   const ImportReport report = import_pth(options.file, *model);
-  save_weights(options.out, *model, config);
+  save_weights(options.out, *model, config, {{}, version_line()});
 
   for (const std::string& name : report.not_finite)
     fmt::print(stderr, "note: {} holds NaN or infinity\n", name);

@@ -1,13 +1,16 @@
 #pragma once
 // A run on disk: what `train` writes and everything else reads.
 //
-//   config.yaml                   resolved configuration: `train` on it repeats the run
-//   run.json                      seed, version, device, sizes, state ("running", "finished", "stopped",
-//   "failed") metrics.jsonl                 one line a log interval and one an evaluation initial.safetensors
-//   the weights before the first step checkpoint.safetensors        the latest state, enough to go on to the
-//   same bits spectrum_initial.npz/.json    eigenvalues and statistics before training, and
-//   spectrum_trained.npz/.json    after it
-//   spectrum_step<N>.npz/.json    after N steps (spectral.every)
+//   config.yaml                  resolved configuration: `train` on it repeats the run
+//   run.json                     seed, version, device, sizes, state (running, finished, stopped, failed)
+//   metrics.jsonl                one line a log interval and one an evaluation
+//   initial.safetensors          the weights before the first step
+//   checkpoint.safetensors       the latest state, enough to go on to the same bits
+//   spectrum_initial.npz/.json   eigenvalues and statistics before training,
+//   spectrum_trained.npz/.json   after it,
+//   spectrum_step<N>.npz/.json   and after N steps (spectral.every)
+//   failed.safetensors           state before the step that stopped the run (a value was not finite),
+//   failed_batch.npz             and that step's batch
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -53,6 +56,8 @@ class RunFolder {
   std::string metrics() const { return path_ + "/metrics.jsonl"; }
   std::string initial() const { return path_ + "/initial.safetensors"; }
   std::string checkpoint() const { return path_ + "/checkpoint.safetensors"; }
+  std::string failed_state() const { return path_ + "/failed.safetensors"; }
+  std::string failed_batch() const { return path_ + "/failed_batch.npz"; }
   std::string spectrum(const std::string& stage) const {
     return path_ + "/spectrum_" + stage;
   }  ///< no extension

@@ -13,6 +13,7 @@
 #include "tensor/blas.h"
 #include "tensor/error.h"
 #include "tensor/io/file.h"
+#include "tools/failure.h"
 #include "tools/progress.h"
 #include "tools/training_spectra.h"
 #include "tools/version.h"
@@ -160,7 +161,7 @@ Trainer::Trainer(const RunConfig& config, const RunFolder& folder, const Trainer
   info_.seed = config_.seed;
   folder_.prepare();  // not before everything that can be wrong with the configuration has been looked at
   write_atomically(folder_.config(), to_yaml(config_));
-  save_weights(folder_.initial(), *model_, config_, task_->symbols());
+  save_weights(folder_.initial(), *model_, config_, notes());
   folder_.write_info(info_);
 }
 
@@ -171,19 +172,28 @@ std::unique_ptr<Trainer> Trainer::resume(const RunFolder& folder, const TrainerO
   same.dtype = info.dtype == "f64" ? DType::f64 : DType::f32;
   const RunConfig config = read_config_file(folder.config()).config;
   auto trainer = std::unique_ptr<Trainer>(new Trainer(config, folder, same, std::move(info)));
-  if (!std::filesystem::exists(folder.checkpoint())) return trainer;
-  if (const std::vector<std::string> symbols = checkpoint_symbols(folder.checkpoint()); !symbols.empty())
-    check_symbols(*trainer->task_, symbols);
-  const TrainState state = load_checkpoint(folder.checkpoint(), *trainer->model_, trainer->optimiser_);
-  trainer->step_ = state.step;
-  trainer->rates_.set_plateau(state.plateau);
-  trainer->visit_state([&](const char* key, auto& value) {
+  if (std::filesystem::exists(folder.checkpoint())) trainer->load(folder.checkpoint());
+  return trainer;
+}
+
+std::unique_ptr<Trainer> Trainer::failed(const RunFolder& folder, const TrainerOptions& options) {
+  const RunConfig config = checkpoint_config(folder.failed_state());
+  auto trainer = std::unique_ptr<Trainer>(new Trainer(config, folder, options, folder.read_info()));
+  trainer->load(folder.failed_state());
+  return trainer;
+}
+
+void Trainer::load(const std::string& path) {
+  if (const std::vector<std::string> symbols = checkpoint_symbols(path); !symbols.empty())
+    check_symbols(*task_, symbols);
+  const TrainState state = load_checkpoint(path, *model_, optimiser_);
+  step_ = state.step;
+  rates_.set_plateau(state.plateau);
+  visit_state([&](const char* key, auto& value) {
     const auto found = state.numbers.find(key);
-    if (found == state.numbers.end())
-      fail(fmt::format("{}: the state has no '{}'", folder.checkpoint(), key));
+    if (found == state.numbers.end()) fail(fmt::format("{}: the state has no '{}'", path, key));
     value = static_cast<std::remove_reference_t<decltype(value)>>(found->second);
   });
-  return trainer;
 }
 
 void Trainer::forward_backward(Context& ctx, const Batch& batch, bool check) {
@@ -202,24 +212,78 @@ void Trainer::forward_backward(Context& ctx, const Batch& batch, bool check) {
 
 void Trainer::step(const Batch& batch) {
   ctx_.set_step(config_.seed, static_cast<uint64_t>(step_));
+  const Before before = remember();
   data_.load(batch, masked_, average_);
   forward_backward(ctx_, batch, false);
-  optimiser_.step(ctx_, rates_.at(optimiser_.groups(), step_));
-  sums_.norm += optimiser_.norm(), sums_.steps += 1;
-  if (optimiser_.skipped() || !std::isfinite(sums_.loss)) {
-    // Nothing was changed by this step: the same pass again, looking at every value, names the culprit.
-    try {
-      forward_backward(ctx_, batch, true);
-    } catch (const Error& error) {
-      fail(fmt::format("step {}: {}; lower train.lr, or see the weights of the last checkpoint", step_,
-                       error.what()));
-    }
-    fail(fmt::format(
-        "step {}: the gradient's norm is not finite ({}) though every value is: it overflows; lower "
-        "train.lr or use --dtype f64",
-        step_, optimiser_.norm()));
+  bool finite = std::isfinite(sums_.loss);
+  if (finite) {
+    optimiser_.step(ctx_, rates_.at(optimiser_.groups(), step_));
+    finite = !optimiser_.skipped();
   }
+  if (!finite) {
+    restore(before);
+    fail_step(batch);
+  }
+  sums_.norm += optimiser_.norm(), sums_.steps += 1;
   ++step_;
+}
+
+std::vector<Tensor> Trainer::touched() const {
+  std::vector<Tensor> tensors;
+  for (const Buffer& b : model_->parameters().buffers()) tensors.push_back(b.value);
+  if (config_.train.update_step > 1)
+    for (const auto& [name, tensor] : optimiser_.state())
+      if (name.starts_with("optimiser.sum/")) tensors.push_back(tensor);
+  return tensors;
+}
+
+Trainer::Before Trainer::remember() const {
+  Before before{sums_, optimiser_.steps(), touched()};
+  for (Tensor& tensor : before.tensors) tensor = tensor.clone();
+  return before;
+}
+
+void Trainer::restore(const Before& before) {
+  sums_ = before.sums;
+  optimiser_.set_steps(before.optimiser_steps);
+  const std::vector<Tensor> tensors = touched();
+  for (size_t i = 0; i < tensors.size(); ++i) tensors[i].copy_from(before.tensors[i]);
+}
+
+StepLook Trainer::look_at(const Batch& batch) {
+  const Before before = remember();
+  ctx_.set_step(config_.seed, static_cast<uint64_t>(step_));
+  data_.load(batch, masked_, average_);
+  StepLook look;
+  try {
+    forward_backward(ctx_, batch, true);
+    look.loss = (sums_.loss - before.sums.loss) / std::max(sums_.labels - before.sums.labels, 1.0);
+    look.not_finite = first_not_finite(model_->parameters(), true);
+    look.gradient_norm = gradient_norm(model_->parameters());
+    if (look.not_finite.empty() && !std::isfinite(look.gradient_norm))
+      look.not_finite = "the gradient's norm overflows though every value is finite";
+  } catch (const Error& error) {
+    look.not_finite = error.what();
+  }
+  restore(before);
+  return look;
+}
+
+void Trainer::fail_step(const Batch& batch) {
+  // Nothing was changed by this step: the same pass again, looking at every value, names the culprit.
+  std::string found = look_at(batch).not_finite;
+  if (found.empty()) found = "a value was not finite, but not when the step was repeated";
+  if (const std::string weight = first_not_finite(model_->parameters(), false); !weight.empty())
+    found += fmt::format("; before this step already: {}", weight);
+  std::string kept = fmt::format("`eigentrace failure {}` shows it again", folder_.path());
+  try {
+    write_failed_batch(folder_.failed_batch(), {batch, step_, config_.seed});
+    save_checkpoint(folder_.failed_state(), *model_, optimiser_, config_, state(), notes());
+  } catch (const std::exception& error) {
+    kept = fmt::format("the step could not be kept: {}", error.what());
+  }
+  fail(fmt::format("step {}: {}; the last checkpoint is unchanged; lower train.lr or use --dtype f64; {}",
+                   step_, found, kept));
 }
 
 bool Trainer::evaluation_due() const {
@@ -241,6 +305,7 @@ void Trainer::log_row(AppendFile& metrics, double seconds) {
   row.gradient_norm = sums_.norm / sums_.steps;
   row.steps_per_second = seconds > 0 ? sums_.steps / seconds : 0;
   metrics.append_line(to_json(row));
+  metrics_bytes_ = metrics.size();
   shown_loss_ = row.loss, shown_accuracy_ = row.accuracy;
   sums_ = {};
 }
@@ -259,18 +324,41 @@ void Trainer::evaluate_now(AppendFile& metrics) {
   row.macro_accuracy = evaluation.macro_accuracy;
   evaluated_accuracy_ = evaluation.score();
   metrics.append_line(to_json(row));
+  metrics_bytes_ = metrics.size();
   rates_.evaluated(evaluation.score());
 }
 
-void Trainer::save(const AppendFile& metrics) {
+TrainState Trainer::state() {
   TrainState state;
   state.step = step_;
   state.plateau = rates_.plateau();
-  metrics_bytes_ = metrics.size();
   visit_state([&](const char* key, auto& value) { state.numbers[key] = static_cast<double>(value); });
-  save_checkpoint(folder_.checkpoint(), *model_, optimiser_, config_, state, task_->symbols());
+  return state;
+}
+
+CheckpointNotes Trainer::notes() const { return {task_->symbols(), version_line()}; }
+
+void Trainer::save(AppendFile& metrics) {
+  // The last step's update may have overflowed, which no pass has seen yet: a checkpoint that training cannot
+  // go on from must not replace one that it can.
+  std::string wrong = first_not_finite(model_->parameters(), false);
+  for (const auto& [name, tensor] : optimiser_.state())
+    if (wrong.empty() && !all_finite(tensor)) wrong = fmt::format("'{}' is not finite", name);
+  if (!wrong.empty()) {
+    std::filesystem::remove(folder_.failed_batch());  // of an earlier failure
+    save_checkpoint(folder_.failed_state(), *model_, optimiser_, config_, state(), notes());
+    fail(fmt::format("step {}: its update overflowed: {}; the last checkpoint is unchanged; lower train.lr",
+                     step_ - 1, wrong));
+  }
+  metrics.sync();  // before the checkpoint that counts on its bytes
+  save_checkpoint(folder_.checkpoint(), *model_, optimiser_, config_, state(), notes());
   info_.step = step_;
   folder_.write_info(info_);
+}
+
+bool Trainer::good_enough() const {
+  const std::optional<double>& stop = config_.train.stop_criterion;
+  return stop && evaluated_accuracy_ > *stop;
 }
 
 std::string Trainer::progress_text() const {
@@ -308,7 +396,7 @@ RunInfo Trainer::run() {
   };
   try {
     bool planned = false;
-    while (step_ < rates_.total_steps()) {
+    while (step_ < rates_.total_steps() && !good_enough()) {
       if (stop_signal != 0 || step_ == stop_before) {
         end("stopped", stop_signal == SIGINT ? "SIGINT" : stop_signal == SIGTERM ? "SIGTERM" : "asked to");
         return info_;
@@ -336,22 +424,18 @@ RunInfo Trainer::run() {
         progress.update(step_, progress_text() + "  evaluating");
         evaluate_now(metrics);
         row_start = Clock::now();
-        const std::optional<double>& stop = config_.train.stop_criterion;
-        if (stop && evaluated_accuracy_ > *stop) {
-          progress.update(step_, progress_text());
-          end("finished", fmt::format("accuracy {:.4f} > {}", evaluated_accuracy_, *stop));
-          return info_;
-        }
       }
       progress.update(step_, progress_text());
       const int64_t every = config_.train.checkpoint_every;
-      if (every > 0 && step_ % every == 0) {
+      if (every > 0 && step_ % every == 0 && !good_enough()) {
         spectra.finish();
         info_.wall_seconds = earlier_seconds + seconds_since(start);
         save(metrics);
       }
     }
-    end("finished", "all steps");
+    end("finished", good_enough() ? fmt::format("accuracy {:.4f} > {}", evaluated_accuracy_,
+                                                *config_.train.stop_criterion)
+                                  : "all steps");
   } catch (const std::exception& error) {
     info_.state = "failed", info_.reason = error.what(), info_.step = step_;
     try {

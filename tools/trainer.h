@@ -40,6 +40,12 @@ struct TrainerOptions {
   int64_t stop_before = -1;
 };
 
+/// A step looked at value by value.
+struct StepLook {
+  std::string not_finite;  ///< the first op and layer with a value that is not finite, or empty
+  double loss = 0, gradient_norm = 0;
+};
+
 class Trainer {
  public:
   /// A new run in `folder`: writes config.yaml and initial.safetensors.
@@ -49,8 +55,13 @@ class Trainer {
   static std::unique_ptr<Trainer> resume(const RunFolder& folder, const TrainerOptions& options);
 
   /// Trains to the end, or until SIGINT or SIGTERM, which save a checkpoint first. Returns the run's
-  /// description. Error: a loss or gradient that is not finite, naming step, op and layer.
+  /// description. Error: a loss or gradient that is not finite, naming step, op and layer; batch and state of
+  /// that step are kept in the folder (failed_batch.npz, failed.safetensors), the last checkpoint stays.
   RunInfo run();
+  /// Where a run's failed step began. options.dtype is the type to look at it in.
+  static std::unique_ptr<Trainer> failed(const RunFolder& folder, const TrainerOptions& options);
+  /// Passes `batch` forward and backward as the present step would, and changes nothing.
+  StepLook look_at(const Batch& batch);
 
   Model& model() { return *model_; }
   const Task& task() const { return *task_; }
@@ -63,11 +74,24 @@ class Trainer {
   };
   Trainer(const RunConfig& config, const RunFolder& folder, const TrainerOptions& options, RunInfo info);
   void forward_backward(Context& ctx, const Batch& batch, bool check);
+  struct Before {  // what a step changes even if its values are not finite
+    Sums sums;
+    int64_t optimiser_steps;
+    std::vector<Tensor> tensors;
+  };
+  std::vector<Tensor> touched() const;  ///< running statistics, and gradients summed over steps
+  Before remember() const;
+  void restore(const Before& before);
   void step(const Batch& batch);
+  [[noreturn]] void fail_step(const Batch& batch);
+  void load(const std::string& path);
+  TrainState state();
+  CheckpointNotes notes() const;
   void log_row(AppendFile& metrics, double seconds);
   void evaluate_now(AppendFile& metrics);
-  void save(const AppendFile& metrics);
+  void save(AppendFile& metrics);
   bool evaluation_due() const;
+  bool good_enough() const;  ///< the last evaluation met the stop criterion
   std::string progress_text() const;
   /// What a checkpoint keeps besides tensors and step, once: for saving and for resuming.
   template <class Visitor>

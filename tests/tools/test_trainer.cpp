@@ -202,7 +202,7 @@ model: {layer: transformer, attention_fn: lin-attention, num_layers: 1, hidden_d
   std::vector<std::string> symbols = task->symbols();
   REQUIRE(symbols.size() == 18);
   symbols.push_back("\n\"é\t");  // names survive whatever is in them
-  save_weights(path, *model, config, symbols);
+  save_weights(path, *model, config, {symbols, {}});
   CHECK(checkpoint_symbols(path) == symbols);
   RunSpectraOptions options;
   options.quiet = true;
