@@ -7,6 +7,7 @@
 
 #include "tensor/blas.h"
 #include "tensor/error.h"
+#include "tensor/hd.h"
 
 namespace eigentrace {
 
@@ -18,6 +19,7 @@ struct Heads {
   Matrix<T> rows(int64_t b, int64_t h, int64_t t) const {
     return {data + b * batch + h * head + t * time, time};
   }
+  ET_HD T* row(int64_t b, int64_t h, int64_t t) const { return data + b * batch + h * head + t * time; }
 };
 
 /// Error: a rank other than 4, a strided last axis, rows that overlap.
@@ -46,7 +48,7 @@ struct PerStep {
     else
       batch = x.stride(0), time = x.stride(1), head = x.stride(2);
   }
-  T& at(int64_t b, int64_t t, int64_t h) const { return data[b * batch + t * time + h * head]; }
+  ET_HD T& at(int64_t b, int64_t t, int64_t h) const { return data[b * batch + t * time + h * head]; }
 };
 
 /// Scratch for each thread: `elements` apart.

@@ -34,7 +34,9 @@ void launch(const Context& ctx, void (*kernel)(P...), dim3 grid, dim3 block, siz
   if (shared > (48u << 10))
     ET_CUDA(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
-  kernel<<<grid, block, shared, stream_of(ctx)> > >(arguments...);
+  // clang-format off
+  kernel<<<grid, block, shared, stream_of(ctx)>>>(arguments...);
+  // clang-format on
   ET_CUDA(cudaGetLastError());
 #endif
 }

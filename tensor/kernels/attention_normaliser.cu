@@ -5,6 +5,7 @@
 #include "tensor/dispatch.h"
 #include "tensor/heads.h"
 #include "tensor/kernels.h"
+#include "tensor/kernels/attention_normaliser_cuda.cuh"
 #include "tensor/math.h"
 
 namespace eigentrace::kernels {
@@ -128,10 +129,38 @@ void check(const char* what, bool good, const Tensor& a, const Tensor& b, const 
          to_string(a) + ", " + to_string(b) + ", " + to_string(steps));
 }
 
+#ifdef EIGENTRACE_WITH_CUDA
+int64_t sums_chunks(const Tensor& q) { return (q.dim(1) + sums_chunk - 1) / sums_chunk; }
+
+template <class T>
+SumsOperands<T> sums_operands(const Tensor& x, const Tensor& q, const Tensor& to, const Tensor& eta,
+                              const Tensor& cotangent, const Tensor& log_eta, const Tensor& sums) {
+  return {static_cast<int>(q.dim(1)),
+          static_cast<int>(q.dim(2)),
+          static_cast<int>(q.dim(3)),
+          static_cast<int>(sums_chunks(q)),
+          heads_of<T>(x, "attention_normaliser"),
+          heads_of<T>(q, "attention_normaliser: q"),
+          to.defined() ? heads_of<T>(to, "attention_normaliser_backward") : Heads<T>{},
+          PerStep<const T>(eta),
+          PerStep<const T>(cotangent),
+          PerStep<T>(log_eta),
+          sums.data<T>()};
+}
+#endif
+
 }  // namespace
 
 void attention_normaliser(Context& ctx, const Tensor& q, const Tensor& k, Tensor& log_eta) {
   check("attention_normaliser", true, q, k, log_eta);
+#ifdef EIGENTRACE_WITH_CUDA
+  if (ctx.device().is_cuda()) {
+    const Tensor sums = ctx.empty({q.dim(0), q.dim(2), sums_chunks(q), q.dim(3)}, q.dtype());
+    return dispatch_floating(ctx, "attention_normaliser", q.dtype(), [&]<class T>() {
+      running_sums<T, SumsResult::log_eta>(ctx, q.dim(0), sums_operands<T>(k, q, {}, {}, {}, log_eta, sums));
+    });
+  }
+#endif
   require_cpu(ctx, "attention_normaliser");
   Tensor sums = ctx.empty({omp_get_max_threads(), q.dim(3)}, q.dtype());
   dispatch_floating(ctx, "attention_normaliser", q.dtype(),
@@ -142,6 +171,18 @@ void attention_normaliser_backward(Context& ctx, const Tensor& q, const Tensor& 
                                    const Tensor& dlog_eta, Tensor& dq, Tensor& dk) {
   check("attention_normaliser_backward", dlog_eta.shape() == log_eta.shape(), dq.defined() ? dq : q,
         dk.defined() ? dk : k, log_eta);
+#ifdef EIGENTRACE_WITH_CUDA
+  if (ctx.device().is_cuda()) {
+    const Tensor sums = ctx.empty({q.dim(0), q.dim(2), sums_chunks(q), q.dim(3)}, q.dtype());
+    return dispatch_floating(ctx, "attention_normaliser_backward", q.dtype(), [&]<class T>() {
+      const int64_t B = q.dim(0);
+      if (dq.defined())
+        running_sums<T, SumsResult::scaled>(ctx, B, sums_operands<T>(k, q, dq, log_eta, dlog_eta, {}, sums));
+      if (dk.defined())
+        running_sums<T, SumsResult::suffix>(ctx, B, sums_operands<T>(q, q, dk, log_eta, dlog_eta, {}, sums));
+    });
+  }
+#endif
   require_cpu(ctx, "attention_normaliser_backward");
   Tensor sums = ctx.empty({omp_get_max_threads(), q.dim(3)}, q.dtype());
   dispatch_floating(ctx, "attention_normaliser_backward", q.dtype(),
@@ -150,6 +191,14 @@ void attention_normaliser_backward(Context& ctx, const Tensor& q, const Tensor& 
 
 void divide_by_eta(Context& ctx, const Tensor& y, const Tensor& log_eta, Tensor& out) {
   check("divide_by_eta", true, y, out, log_eta);
+#ifdef EIGENTRACE_WITH_CUDA
+  if (ctx.device().is_cuda())
+    return dispatch_floating(ctx, "divide_by_eta", y.dtype(), [&]<class T>() {
+      row_scale<T>(ctx, y.dim(0), y.dim(1), y.dim(2), y.dim(3), heads_of<T>(y, "divide_by_eta: y"), {},
+                   heads_of<T>(out, "divide_by_eta: out"),
+                   DivideByEta<T>{{}, PerStep<const T>(log_eta), PerStep<T>({})});
+    });
+#endif
   require_cpu(ctx, "divide_by_eta");
   dispatch_floating(ctx, "divide_by_eta", y.dtype(), [&]<class T>() { divide_cpu<T>(y, log_eta, out); });
 }
@@ -158,6 +207,16 @@ void divide_by_eta_backward(Context& ctx, const Tensor& out, const Tensor& log_e
                             Tensor& dy, Tensor& dlog_eta) {
   check("divide_by_eta_backward", !dlog_eta.defined() || dlog_eta.shape() == log_eta.shape(),
         dy.defined() ? dy : out, dout, log_eta);
+#ifdef EIGENTRACE_WITH_CUDA
+  if (ctx.device().is_cuda())
+    return dispatch_floating(ctx, "divide_by_eta_backward", out.dtype(), [&]<class T>() {
+      const char* name = "divide_by_eta_backward";
+      row_scale<T>(ctx, out.dim(0), out.dim(1), out.dim(2), out.dim(3), heads_of<T>(dout, name),
+                   dlog_eta.defined() ? heads_of<T>(out, name) : Heads<T>{},
+                   dy.defined() ? heads_of<T>(dy, name) : Heads<T>{},
+                   DivideByEta<T>{{}, PerStep<const T>(log_eta), PerStep<T>(dlog_eta)});
+    });
+#endif
   require_cpu(ctx, "divide_by_eta_backward");
   dispatch_floating(ctx, "divide_by_eta_backward", out.dtype(),
                     [&]<class T>() { divide_backward_cpu<T>(out, log_eta, dout, dy, dlog_eta); });

@@ -7,16 +7,19 @@
 #include "tensor/dispatch.h"
 #include "tensor/heads.h"
 #include "tensor/kernels.h"
+#include "tensor/kernels/row_scale.cuh"
 #include "tensor/math.h"
 
 namespace eigentrace::kernels {
 namespace {
 
 template <class T>
-T value(NormFunction f, T x) {
+ET_HD T value(NormFunction f, T x) {
   switch (f) {
-    case NormFunction::exp:
-      return std::min(fast_exp(x), std::numeric_limits<T>::max());
+    case NormFunction::exp: {
+      const T y = fast_exp(x);
+      return y > std::numeric_limits<T>::max() ? std::numeric_limits<T>::max() : y;
+    }
     case NormFunction::elu:
       return x > 0 ? x : static_cast<T>(std::expm1(x));
     case NormFunction::softplus:
@@ -29,7 +32,7 @@ T value(NormFunction f, T x) {
 
 /// −f′(x) exp(−f(x))
 template <class T>
-T slope(NormFunction f, T x) {
+ET_HD T slope(NormFunction f, T x) {
   const T log_eta = value(f, x);
   switch (f) {
     case NormFunction::exp:
@@ -96,6 +99,46 @@ struct NormScale {
   }
 };
 
+#ifdef EIGENTRACE_WITH_CUDA
+/// s exp(−f) y and log η; in the backward pass dx = s g(x) (dout·y), into dn and into [B, T, H] for doffset.
+template <class T>
+struct NormScaleRows {
+  NormFunction f;
+  T scale;
+  PerStep<const T> n, offset;
+  PerStep<T> log_eta, dn, dx;
+
+  ET_HD T x(int64_t b, int64_t t, int64_t h) const {
+    return n.at(b, t, h) + (offset.data ? offset.at(b, t, h) : T(0));
+  }
+  ET_HD T factor(int64_t b, int64_t t, int64_t h) const { return scale * fast_exp(-value(f, x(b, t, h))); }
+  ET_HD void dot(int64_t b, int64_t t, int64_t h, T sum) const {
+    const T result = scale * slope(f, x(b, t, h)) * sum;
+    if (dn.data) dn.at(b, t, h) = result;
+    if (dx.data) dx.at(b, t, h) = result;
+  }
+  ET_HD void row(int64_t b, int64_t t, int64_t h) const {
+    if (log_eta.data) log_eta.at(b, t, h) = value(f, x(b, t, h));
+  }
+};
+
+/// to[h] = Σ_r x[r, h] in double; a block a head.
+template <class T>
+__global__ void head_sums_kernel(const T* x, int64_t rows, int64_t heads, PerStep<T> to) {
+  auto* sums = dynamic_shared<double>();
+  const int64_t h = blockIdx.x;
+  const int i = static_cast<int>(threadIdx.x);
+  double sum = 0;
+  for (int64_t r = i; r < rows; r += blockDim.x) sum += static_cast<double>(x[r * heads + h]);
+  sums[i] = sum;
+  for (int d = static_cast<int>(blockDim.x) / 2; d > 0; d /= 2) {
+    __syncthreads();
+    if (i < d) sums[i] += sums[i + d];
+  }
+  if (i == 0) to.at(0, 0, h) = static_cast<T>(sums[0]);
+}
+#endif
+
 void check(const char* what, const Tensor& y, const Tensor& n, const Tensor& offset, const Tensor& out) {
   const bool good =
       y.rank() == 4 && y.shape() == out.shape() && n.shape() == y.shape().without(3) &&
@@ -112,6 +155,15 @@ void check(const char* what, const Tensor& y, const Tensor& n, const Tensor& off
 void norm_scale(Context& ctx, const Tensor& y, NormFunction f, const Tensor& n, const Tensor& offset,
                 double scale, Tensor& out, Tensor& log_eta) {
   check("norm_scale", y, n, offset, out);
+#ifdef EIGENTRACE_WITH_CUDA
+  if (ctx.device().is_cuda())
+    return dispatch_floating(ctx, "norm_scale", y.dtype(), [&]<class T>() {
+      row_scale<T>(ctx, y.dim(0), y.dim(1), y.dim(2), y.dim(3), heads_of<T>(y, "norm_scale: y"), {},
+                   heads_of<T>(out, "norm_scale: out"),
+                   NormScaleRows<T>{f, static_cast<T>(scale), PerStep<const T>(n), PerStep<const T>(offset),
+                                    PerStep<T>(log_eta), PerStep<T>({}), PerStep<T>({})});
+    });
+#endif
   require_cpu(ctx, "norm_scale");
   dispatch_floating(ctx, "norm_scale", y.dtype(), [&]<class T>() {
     const NormScale<T> body(f, scale, y, n, offset);
@@ -123,6 +175,23 @@ void norm_scale(Context& ctx, const Tensor& y, NormFunction f, const Tensor& n, 
 void norm_scale_backward(Context& ctx, const Tensor& y, NormFunction f, const Tensor& n, const Tensor& offset,
                          double scale, const Tensor& dout, Tensor& dy, Tensor& dn, Tensor& doffset) {
   check("norm_scale_backward", y, n, offset, dout);
+#ifdef EIGENTRACE_WITH_CUDA
+  if (ctx.device().is_cuda()) {
+    const Tensor each = doffset.defined() ? ctx.empty(n.shape(), n.dtype()) : Tensor();
+    return dispatch_floating(ctx, "norm_scale_backward", y.dtype(), [&]<class T>() {
+      const char* name = "norm_scale_backward";
+      const bool slopes = dn.defined() || doffset.defined();
+      row_scale<T>(ctx, y.dim(0), y.dim(1), y.dim(2), y.dim(3), heads_of<T>(dout, name),
+                   slopes ? heads_of<T>(y, name) : Heads<T>{},
+                   dy.defined() ? heads_of<T>(dy, name) : Heads<T>{},
+                   NormScaleRows<T>{f, static_cast<T>(scale), PerStep<const T>(n), PerStep<const T>(offset),
+                                    PerStep<T>({}), PerStep<T>(dn), PerStep<T>(each)});
+      if (doffset.defined())
+        launch(ctx, head_sums_kernel<T>, static_cast<unsigned>(y.dim(2)), 1024, 1024 * sizeof(double),
+               each.data<T>(), y.dim(0) * y.dim(1), y.dim(2), PerStep<T>(doffset));
+    });
+  }
+#endif
   require_cpu(ctx, "norm_scale_backward");
   Tensor dx = ctx.empty(n.shape(), n.dtype());
   dispatch_floating(ctx, "norm_scale_backward", y.dtype(), [&]<class T>() {

@@ -1,11 +1,12 @@
 // AdamW (Loshchilov and Hutter, arXiv 1711.05101) over all parameters at once, and the global norm it clips
-// by.
+// by. The CUDA bodies are in optimiser_cuda.cuh.
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
 #include "tensor/dispatch.h"
 #include "tensor/kernels.h"
+#include "tensor/kernels/optimiser_cuda.cuh"
 
 namespace eigentrace::kernels {
 namespace {
@@ -41,37 +42,16 @@ double sum_of_squares(const T* x, int64_t n) {
   return sum;
 }
 
-/// The update of a group in the element type.
 template <class T>
-struct Update {
-  T factor, beta1, beta2, keep, step, inverse_root, epsilon;
-  bool published_complex;
-
-  void real(T* p, const T* g, T* m, T* v, int64_t n) const {
-    const Update u = *this;
+void update_cpu(const AdamUpdate<T>& u, bool is_complex, T* p, const T* g, T* m, T* v, int64_t n) {
+  const AdamUpdate<T> update = u;
+  if (is_complex) {
+    for (int64_t i = 0; i < n; i += 2) update.complex(p + i, g + i, m + i, v + i);
+  } else {
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) {
-      const T gradient = g[i] * u.factor;
-      const T mean = u.beta1 * m[i] + (T(1) - u.beta1) * gradient;
-      const T square = u.beta2 * v[i] + (T(1) - u.beta2) * gradient * gradient;
-      m[i] = mean, v[i] = square;
-      p[i] = u.keep * p[i] - u.step * mean / (std::sqrt(square) * u.inverse_root + u.epsilon);
-    }
+    for (int64_t i = 0; i < n; ++i) update.real(p[i], g[i], m[i], v[i]);
   }
-  void complex(T* p, const T* g, T* m, T* v, int64_t n) const {
-    for (int64_t i = 0; i < n; i += 2) {
-      const T re = g[i] * factor, im = g[i + 1] * factor;
-      const T square = beta2 * v[i] + (T(1) - beta2) * (re * re + im * im);
-      const T divisor = std::sqrt(square) * inverse_root + epsilon;
-      const T parts[2] = {re, published_complex ? -im : im};
-      for (int64_t c = 0; c < 2; ++c) {
-        m[i + c] = beta1 * m[i + c] + (T(1) - beta1) * parts[c];
-        v[i + c] = square;
-        p[i + c] = keep * p[i + c] - step * m[i + c] / divisor;
-      }
-    }
-  }
-};
+}
 
 }  // namespace
 
@@ -82,8 +62,12 @@ void global_norm(Context& ctx, const std::vector<Tensor>& gradients, Tensor& nor
       fail("global_norm: gradients: dense tensors of one type expected, found " + to_string(g));
   const std::vector<Piece> pieces =
       pieces_of(gradients.size(), [&](size_t i) { return gradients[i].numel(); });
-  Tensor partial = ctx.empty({static_cast<int64_t>(pieces.size())}, DType::f64);
+  Tensor partial = ctx.empty(
+      {ctx.device().is_cuda() ? norm_chunks(gradients) : static_cast<int64_t>(pieces.size())}, DType::f64);
   dispatch_floating(ctx, "global_norm", gradients[0].dtype(), [&]<class T>() {
+#ifdef EIGENTRACE_WITH_CUDA
+    if (ctx.device().is_cuda()) return global_norm_cuda<T>(ctx, gradients, partial, norm);
+#endif
     require_cpu(ctx, "global_norm");
     double* sums = partial.data<double>();
     parallel_rows(static_cast<int64_t>(pieces.size()), [&](int64_t i) {
@@ -112,10 +96,14 @@ void adamw(Context& ctx, const std::vector<AdamTensors>& tensors, const std::vec
   const std::vector<Piece> pieces =
       pieces_of(tensors.size(), [&](size_t i) { return tensors[i].value.numel(); });
   dispatch_floating(ctx, "adamw", tensors[0].value.dtype(), [&]<class T>() {
+#ifdef EIGENTRACE_WITH_CUDA
+    if (ctx.device().is_cuda())
+      return adamw_cuda<T>(ctx, tensors, groups, rates, norm, clip, published_complex);
+#endif
     require_cpu(ctx, "adamw");
     const double n = *norm.data<double>(), *rate = rates.data<double>();
     if (!std::isfinite(n)) return;
-    const double factor = clip > 0 ? std::min(1.0, clip / (n + 1e-6)) : 1.0;
+    const double factor = clip_factor(clip, n);
     parallel_rows(static_cast<int64_t>(pieces.size()), [&](int64_t i) {
       const Piece& piece = pieces[static_cast<size_t>(i)];
       const AdamTensors& t = tensors[piece.tensor];
@@ -124,17 +112,9 @@ void adamw(Context& ctx, const std::vector<AdamTensors>& tensors, const std::vec
       T* g = t.gradient.data<T>() + piece.begin;
       const int64_t count = piece.end - piece.begin;
       if (row[3] != 0) {
-        const Update<T> update{T(factor),          T(group.beta1),
-                               T(group.beta2),     T(1 - row[0] * group.weight_decay),
-                               T(row[0] / row[1]), T(1 / std::sqrt(row[2])),
-                               T(group.epsilon),   published_complex};
-        T* p = t.value.data<T>() + piece.begin;
-        T* m = t.m.data<T>() + piece.begin;
-        T* v = t.v.data<T>() + piece.begin;
-        if (t.is_complex)
-          update.complex(p, g, m, v, count);
-        else
-          update.real(p, g, m, v, count);
+        const AdamUpdate<T> update(group, row, factor, published_complex);
+        update_cpu(update, t.is_complex, t.value.data<T>() + piece.begin, g, t.m.data<T>() + piece.begin,
+                   t.v.data<T>() + piece.begin, count);
       }
       if (group.accumulates)
         for (int64_t k = 0; k < count; ++k) g[k] = row[3] != 0 ? T(0) : g[k] * T(factor);

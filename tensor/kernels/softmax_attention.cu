@@ -6,10 +6,9 @@
 // blocks of keys are those of Milakov and Gimelshein (2018) and Dao et al. (2022). Row i reads nothing of
 // rows after i: masked s enter neither the maximum nor the sum, and masked p are exact zeros, so a change of
 // later inputs changes no bit of y_i or lse_i.
-#include "tensor/dispatch.h"
-#include "tensor/dropout_stream.h"
-#include "tensor/heads.h"
+// CUDA bodies: softmax_attention_scalar.cu.
 #include "tensor/kernels.h"
+#include "tensor/kernels/softmax_attention_cuda.cuh"
 #include "tensor/row_softmax.h"
 
 namespace eigentrace::kernels {
@@ -19,18 +18,10 @@ constexpr int64_t query_block = 64, key_block = 512;  // a block of s is 128 KB 
 constexpr int64_t enough_items =
     8;  // batch · heads from which the backward pass is parallel over these alone
 
-struct Sizes {
-  int64_t B, T, H, N, P;
-};
-
 template <class T>
-struct Attention {
-  Sizes size;
-  Heads<T> q, k, v, y;
-  T* lse;  // [B, T, H]
-  T scale;
-  DropoutStream mask;
-  bool drops;
+struct Attention : AttentionOperands<T> {
+  using Base = AttentionOperands<T>;
+  using Base::size, Base::q, Base::k, Base::v, Base::y, Base::lse, Base::scale, Base::mask, Base::drops;
 
   T& lse_of(int64_t b, int64_t h, int64_t i) const { return lse[(b * size.T + i) * size.H + h]; }
 
@@ -84,11 +75,10 @@ struct Attention {
 };
 
 template <class T>
-struct AttentionBackward : Attention<T> {
+struct AttentionBackward : Attention<T>, AttentionGradients<T> {
   using Attention<T>::size;
-  Heads<T> dy, dq, dk, dv;
-  bool wants_q, wants_k, wants_v;
-  T* delta;  // [B, H, T]
+  using Base = AttentionGradients<T>;
+  using Base::dy, Base::dq, Base::dk, Base::dv, Base::wants_q, Base::wants_k, Base::wants_v, Base::delta;
 
   T* delta_of(int64_t b, int64_t h) const { return delta + (b * size.H + h) * size.T; }
 
@@ -183,8 +173,8 @@ struct AttentionBackward : Attention<T> {
 };
 
 template <class T>
-Attention<T> attention(const Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& y,
-                       const Tensor& lse, double scale, double dropout, uint32_t op) {
+AttentionOperands<T> operands(const Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
+                              const Tensor& y, const Tensor& lse, double scale, double dropout, uint32_t op) {
   return {{q.dim(0), q.dim(1), q.dim(2), q.dim(3), v.dim(3)},
           heads_of<T>(q, "softmax_attention: q"),
           heads_of<T>(k, "softmax_attention: k"),
@@ -213,11 +203,17 @@ void check(const char* what, const Tensor& q, const Tensor& k, const Tensor& v, 
 void softmax_attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, double scale,
                        double dropout, uint32_t op, Tensor& y, Tensor& lse) {
   check("softmax_attention", q, k, v, y, lse);
-  require_cpu(ctx, "softmax_attention");
+  const bool cuda = ctx.device().is_cuda();
   const int64_t block = query_block * key_block;
-  Tensor scratch = ctx.empty({omp_get_max_threads(), block}, q.dtype());
+  Tensor scratch;
+  if (!cuda) scratch = ctx.empty({omp_get_max_threads(), block}, q.dtype());
+  if (lse.numel() == 0 || v.dim(3) == 0) return;
   dispatch_floating(ctx, "softmax_attention", q.dtype(), [&]<class T>() {
-    const Attention<T> a = attention<T>(ctx, q, k, v, y, lse, scale, dropout, op);
+    const Attention<T> a{operands<T>(ctx, q, k, v, y, lse, scale, dropout, op)};
+#ifdef EIGENTRACE_WITH_CUDA
+    if (cuda) return attention_scalar<T>(ctx, a);
+#endif
+    require_cpu(ctx, "softmax_attention");
     const ThreadScratch<T> blocks{scratch.data<T>(), block};
     const int64_t items = a.size.B * a.size.H, queries = (a.size.T + query_block - 1) / query_block;
     parallel_items(items * queries, [&](int64_t item) {  // the longest rows first
@@ -233,23 +229,28 @@ void softmax_attention_backward(Context& ctx, const Tensor& q, const Tensor& k, 
   check("softmax_attention_backward", q, k, v, y, lse);
   check("softmax_attention_backward", dq.defined() ? dq : q, dk.defined() ? dk : k, dv.defined() ? dv : v, dy,
         lse);
-  require_cpu(ctx, "softmax_attention_backward");
+  const bool cuda = ctx.device().is_cuda();
   const int64_t blocks = 2 * query_block * key_block;
-  Tensor scratch = ctx.empty({omp_get_max_threads(), blocks}, q.dtype());
+  Tensor scratch;
+  if (!cuda) scratch = ctx.empty({omp_get_max_threads(), blocks}, q.dtype());
   Tensor delta = ctx.empty({q.dim(0), q.dim(2), q.dim(1)}, q.dtype());
+  if (lse.numel() == 0) return;
   dispatch_floating(ctx, "softmax_attention_backward", q.dtype(), [&]<class T>() {
     const auto out = [](const Tensor& x, const char* what) {
       return x.defined() ? heads_of<T>(x, what) : Heads<T>{};
     };
-    const AttentionBackward<T> a{attention<T>(ctx, q, k, v, y, lse, scale, dropout, op),
-                                 heads_of<T>(dy, "softmax_attention_backward: dy"),
-                                 out(dq, "softmax_attention_backward: dq"),
-                                 out(dk, "softmax_attention_backward: dk"),
-                                 out(dv, "softmax_attention_backward: dv"),
-                                 dq.defined(),
-                                 dk.defined(),
-                                 dv.defined(),
-                                 delta.data<T>()};
+    const AttentionBackward<T> a{
+        {operands<T>(ctx, q, k, v, y, lse, scale, dropout, op)},
+        {heads_of<T>(dy, "softmax_attention_backward: dy"), out(dq, "softmax_attention_backward: dq"),
+         out(dk, "softmax_attention_backward: dk"), out(dv, "softmax_attention_backward: dv"), dq.defined(),
+         dk.defined(), dv.defined(), delta.data<T>()}};
+#ifdef EIGENTRACE_WITH_CUDA
+    if (cuda) {
+      if (dq.defined() || dk.defined()) attention_delta<T>(ctx, a, a);
+      return attention_scalar_backward<T>(ctx, a, a);
+    }
+#endif
+    require_cpu(ctx, "softmax_attention_backward");
     a.run({scratch.data<T>(), blocks});
   });
 }

@@ -1,0 +1,30 @@
+#pragma once
+// 16 bytes at a time: packs of elements for CUDA bodies that are bound by memory. For kernels/*.cu only.
+#include <cstdint>
+
+#include "tensor/hd.h"
+
+namespace eigentrace {
+
+/// Elements of a 16-byte access.
+template <class T>
+constexpr int vec_width = 16 / sizeof(T);
+
+template <class T, int width>
+struct alignas(sizeof(T) * width) Vec {
+  T x[width] = {};
+};
+
+/// width · sizeof(T) bytes in one access; `from` aligned to as many.
+template <int width, class T>
+ET_HD Vec<T, width> load_vec(const T* from) {
+  return *reinterpret_cast<const Vec<T, width>*>(from);
+}
+template <class T, int width>
+ET_HD void store_vec(T* to, const Vec<T, width>& value) {
+  *reinterpret_cast<Vec<T, width>*>(to) = value;
+}
+
+inline bool aligned_for_vec(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
+
+}  // namespace eigentrace

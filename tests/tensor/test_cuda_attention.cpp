@@ -1,0 +1,184 @@
+// Softmax attention on the GPU (or its emulation): every precision against the CPU in double, within stated
+// bounds.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "tensor/error.h"
+#include "tensor/kernels.h"
+#include "tensor/rng.h"
+
+using namespace eigentrace;
+
+namespace {
+
+struct Sizes {
+  int64_t B, T, H, N, P;
+  double dropout = 0;
+  bool dense = false;      ///< else q, k, v and their gradients are parts of one projection
+  int64_t odd_offset = 0;  ///< of that projection, in elements: no alignment
+};
+struct Wanted {
+  bool q = true, k = true, v = true;
+};
+using Values = std::vector<double>;
+struct Results {
+  Values y, lse, dq, dk, dv;
+  bool operator==(const Results&) const = default;
+};
+
+Values normal_values(int64_t n, uint64_t seed) {
+  Rng rng(seed, 5);
+  Values values(static_cast<size_t>(n));
+  for (double& v : values) v = rng.normal();
+  return values;
+}
+
+struct Parts {
+  Tensor whole, q, k, v;
+};
+Parts parts_of(const Sizes& s, const Values& values, Device device, DType dtype) {
+  const int64_t width = s.odd_offset + s.H * (2 * s.N + s.P);
+  const Tensor whole = Tensor::from(values, {s.B, s.T, width}).clone(device, dtype);
+  const auto part = [&](int64_t start, int64_t n) {
+    const Tensor x = whole.slice(2, s.odd_offset + start, s.H * n).reshape({s.B, s.T, s.H, n});
+    return s.dense ? Tensor::from(x.to_vector<double>(), x.shape()).clone(device, dtype) : x;
+  };
+  return {whole, part(0, s.N), part(s.H * s.N, s.N), part(2 * s.H * s.N, s.P)};
+}
+
+Values inputs_of(const Sizes& s) {
+  return normal_values(s.B * s.T * (s.odd_offset + s.H * (2 * s.N + s.P)), 1);
+}
+
+Results run(Context& ctx, const Sizes& s, DType dtype, const Values& values, const Wanted& wanted = {}) {
+  const Device device = ctx.device();
+  ctx.set_step(11, 4);
+  const double scale = 1 / std::sqrt(double(s.N));
+  const Parts x = parts_of(s, values, device, dtype);
+  const Parts dx = parts_of(s, Values(values.size(), 7.0), device, dtype);
+  const Tensor dy = Tensor::from(normal_values(x.v.numel(), 2), x.v.shape()).clone(device, dtype);
+  Tensor y = ctx.empty(x.v.shape(), dtype), lse = ctx.empty(x.q.shape().without(3), dtype);
+  kernels::softmax_attention(ctx, x.q, x.k, x.v, scale, s.dropout, 9, y, lse);
+  Tensor dq = wanted.q ? dx.q : Tensor(), dk = wanted.k ? dx.k : Tensor(), dv = wanted.v ? dx.v : Tensor();
+  kernels::softmax_attention_backward(ctx, x.q, x.k, x.v, y, lse, dy, scale, s.dropout, 9, dq, dk, dv);
+  const auto read = [](const Tensor& t) { return t.defined() ? t.to_vector<double>() : Values(); };
+  return {read(y), read(lse), read(dq), read(dk), read(dv)};
+}
+
+/// Largest difference relative to the largest value, at least 1; NaN is the worst there is.
+double difference(const Values& a, const Values& b) {
+  double scale = 1, worst = 0;
+  for (const double x : b) scale = std::max(scale, std::abs(x));
+  if (a.size() != b.size()) return INFINITY;
+  for (size_t i = 0; i < a.size(); ++i) {
+    const double d = std::abs(a[i] - b[i]);
+    worst = d <= worst ? worst : d;
+  }
+  return worst / scale;
+}
+double difference(const Results& a, const Results& b) {
+  double worst = difference(a.y, b.y);
+  worst = std::fmax(worst, difference(a.lse, b.lse));
+  worst = std::fmax(worst, difference(a.dq, b.dq));
+  worst = std::fmax(worst, difference(a.dk, b.dk));
+  return std::fmax(worst, difference(a.dv, b.dv));
+}
+
+struct Mode {
+  std::string name;
+  DType dtype;
+  Precision precision;
+  double bound;  ///< of errors relative to the largest value of a result
+};
+/// Roundings of 2⁻²⁴ (float32, and tf32x3 to its accuracy), 2⁻¹¹ (TF32), 2⁻⁹ (bf16); a few of them meet in a
+/// result.
+const Mode modes[] = {{"f64", DType::f64, Precision::fp32, 1e-12},
+                      {"fp32", DType::f32, Precision::fp32, 4e-6},
+                      {"tf32x3", DType::f32, Precision::tf32x3, 4e-6},
+                      {"tf32", DType::f32, Precision::tf32, 3e-3},
+                      {"bf16", DType::f32, Precision::bf16, 1.5e-2}};
+
+Context poisoned(Device device) {
+  Context ctx(device, device.is_cuda() ? size_t{256} << 20 : 0);
+  ctx.poison = true;
+  return ctx;
+}
+
+const Sizes sizes[] = {{2, 1, 2, 5, 5},
+                       {1, 63, 2, 16, 32},
+                       {1, 200, 1, 24, 24},
+                       {1, 200, 2, 16, 128},
+                       {1, 300, 1, 128, 128},
+                       {2, 100, 2, 32, 32, 0.3},
+                       {1, 300, 1, 16, 32, 0.1},
+                       {1, 63, 1, 5, 16, 0.1},
+                       {1, 150, 2, 16, 20, 0.1, false, 1},
+                       {1, 130, 2, 64, 64, 0.0, true},
+                       {1, 70, 1, 140, 200, 0.1}};
+
+}  // namespace
+
+TEST_CASE("cuda attention: the CPU's values, gradients and masks in every precision") {
+  if (cuda_device_count() == 0) return;
+  Context cpu = poisoned({}), gpu = poisoned(parse_device("cuda"));
+  for (const Sizes& s : sizes) {
+    const Values values = inputs_of(s);
+    const Results exact = run(cpu, s, DType::f64, values);
+    for (const Mode& mode : modes) {
+      CAPTURE(mode.name);
+      CAPTURE(s.T);
+      CAPTURE(s.N);
+      CAPTURE(s.P);
+      gpu.precision = mode.precision;
+      const Results found = run(gpu, s, mode.dtype, values);
+      CHECK(difference(found.y, exact.y) < mode.bound);
+      CHECK(difference(found.lse, exact.lse) < mode.bound);
+      CHECK(difference(found.dq, exact.dq) < mode.bound);
+      CHECK(difference(found.dk, exact.dk) < mode.bound);
+      CHECK(difference(found.dv, exact.dv) < mode.bound);
+    }
+  }
+}
+
+TEST_CASE("cuda attention: two runs give the same bits, and gradients do not depend on which are wanted") {
+  if (cuda_device_count() == 0) return;
+  Context gpu = poisoned(parse_device("cuda"));
+  const Sizes s{1, 150, 2, 16, 32, 0.1};
+  const Values values = inputs_of(s);
+  for (const Mode& mode : modes) {
+    CAPTURE(mode.name);
+    gpu.precision = mode.precision;
+    const Results all = run(gpu, s, mode.dtype, values);
+    CHECK(run(gpu, s, mode.dtype, values) == all);
+    CHECK(run(gpu, s, mode.dtype, values, {true, false, false}).dq == all.dq);
+    CHECK(run(gpu, s, mode.dtype, values, {false, true, false}).dk == all.dk);
+    CHECK(run(gpu, s, mode.dtype, values, {false, false, true}).dv == all.dv);
+  }
+}
+
+TEST_CASE("cuda attention: later inputs do not change a bit of earlier outputs") {
+  if (cuda_device_count() == 0) return;
+  Context gpu = poisoned(parse_device("cuda"));
+  const Sizes s{1, 200, 1, 16, 32, 0.1};
+  const Values values = inputs_of(s);
+  for (const Mode& mode : modes)
+    for (const int64_t t : {0, 37, 130}) {
+      CAPTURE(mode.name);
+      CAPTURE(t);
+      gpu.precision = mode.precision;
+      const int64_t width = s.H * (2 * s.N + s.P);
+      Values changed = values;
+      for (size_t i = static_cast<size_t>((t + 1) * width); i < changed.size(); ++i)
+        changed[i] = 3 - changed[i];
+      const Results a = run(gpu, s, mode.dtype, values), b = run(gpu, s, mode.dtype, changed);
+      const auto head = [&](const Values& x, int64_t row) {
+        return Values(x.begin(), x.begin() + (t + 1) * row);
+      };
+      CHECK(head(a.y, s.P) == head(b.y, s.P));
+      CHECK(head(a.lse, 1) == head(b.lse, 1));
+      CHECK(a.y != b.y);
+    }
+}

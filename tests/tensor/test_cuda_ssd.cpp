@@ -1,0 +1,260 @@
+// The scalar-decay recurrence on the GPU (or its emulation) against the CPU in float64.
+#include <doctest/doctest.h>
+
+#include <functional>
+
+#include "tensor/kernels.h"
+#include "tests/op_checks.h"
+
+using namespace eigentrace;
+using namespace eigentrace::testing;
+
+namespace {
+
+enum class Decay { none, per_head, per_step };
+
+struct Case {
+  int64_t B, T, G, H, N, P;
+  Decay decay = Decay::none;
+  double least = -1;
+  bool weighs = false;
+};
+
+struct Operands {
+  Tensor q, k, v, log_a, w, dy;
+};
+
+/// Float64 operands whose values are float32 numbers. Parts of one projection, as a layer cuts them: rows
+/// that are not aligned.
+Operands operands(const Case& c, uint64_t seed = 1) {
+  const auto rounded = [](const Tensor& x) { return x.clone({}, DType::f32).clone({}, DType::f64); };
+  Operands x;
+  x.q = rounded(random_tensor({c.B, c.T, c.G, c.N}, seed)),
+  x.k = rounded(random_tensor(x.q.shape(), seed + 1));
+  x.v = rounded(random_tensor({c.B, c.T, c.H, c.P}, seed + 2));
+  x.dy = rounded(random_tensor(x.v.shape(), seed + 3));
+  const Shape steps{c.B, c.T, c.H};
+  if (c.decay == Decay::per_step) x.log_a = rounded(uniform_tensor(steps, seed + 4, c.least, 0));
+  if (c.decay == Decay::per_head) x.log_a = rounded(uniform_tensor({c.H}, seed + 4, c.least, 0));
+  if (c.weighs) x.w = rounded(uniform_tensor(steps, seed + 5, 0, 1));
+  return x;
+}
+
+/// [B, T, H, N] as a part of wider rows, `gap` elements from their start; its values are x's.
+Tensor part_of_rows(const Tensor& x, int64_t gap, Device device, DType dtype) {
+  const int64_t B = x.dim(0), T = x.dim(1), width = x.dim(2) * x.dim(3), room = width + 2 * gap + 1;
+  const std::vector<double> values = x.to_vector<double>();
+  std::vector<double> wide(static_cast<size_t>(B * T * room), NAN);
+  for (int64_t r = 0; r < B * T; ++r)
+    for (int64_t e = 0; e < width; ++e)
+      wide[static_cast<size_t>(r * room + gap + e)] = values[static_cast<size_t>(r * width + e)];
+  return Tensor::from(wide, {B, T, room}).clone(device, dtype).slice(2, gap, width).reshape(x.shape());
+}
+
+struct Run {
+  Device device;
+  DType dtype = DType::f64;
+  Precision precision = Precision::fp32;
+  bool strided = false;
+  unsigned wanted = 31;  // dq, dk, dv, dlog_a, dw
+};
+
+using Results = std::vector<std::vector<double>>;
+
+/// y, dq, dk, dv, dlog_a, dw; those that are not wanted or do not exist are left out.
+Results run(Context& ctx, const Operands& x, const Run& how) {
+  ctx.precision = how.precision;
+  int64_t gap = 0;
+  const auto load = [&](const Tensor& t) {
+    if (!t.defined() || t.rank() != 4 || !how.strided)
+      return t.defined() ? t.clone(how.device, how.dtype) : Tensor();
+    return part_of_rows(t, gap += 3, how.device, how.dtype);
+  };
+  const Tensor q = load(x.q), k = load(x.k), v = load(x.v), log_a = load(x.log_a), w = load(x.w),
+               dy = load(x.dy);
+  const auto room = [&](const Tensor& t, unsigned bit) {
+    if (!t.defined() || !(how.wanted >> bit & 1)) return Tensor();
+    if (!how.strided || t.rank() != 4) return ctx.empty(t.shape(), how.dtype);
+    const int64_t width = t.dim(2) * t.dim(3);
+    return ctx.empty({t.dim(0), t.dim(1), width + 5}, how.dtype).slice(2, 1, width).reshape(t.shape());
+  };
+  Tensor y = ctx.empty(v.shape(), how.dtype);
+  kernels::ssd(ctx, q, k, v, log_a, w, y);
+  Tensor d[5] = {room(q, 0), room(k, 1), room(v, 2), room(log_a, 3), room(w, 4)};
+  kernels::ssd_backward(ctx, q, k, v, log_a, w, dy, d[0], d[1], d[2], d[3], d[4]);
+  synchronise(how.device);
+  Results results{y.to_vector<double>()};
+  for (const Tensor& t : d)
+    if (t.defined()) results.push_back(t.to_vector<double>());
+  return results;
+}
+
+bool gpu_here() {
+  if (cuda_device_count() > 0) return true;
+  MESSAGE("no GPU here: this case needs one");
+  return false;
+}
+
+Context poisoned(Device device) {
+  Context ctx(device, device.is_cuda() ? size_t{256} << 20 : 0);
+  ctx.poison = true;
+  return ctx;
+}
+
+struct Bound {
+  DType dtype;
+  Precision precision;
+  double largest;  ///< error relative to the result's largest element
+};
+const Bound bounds[] = {{DType::f64, Precision::fp32, 1e-12},
+                        {DType::f32, Precision::fp32, 1e-5},
+                        {DType::f32, Precision::tf32x3, 1e-5},
+                        {DType::f32, Precision::tf32, 3e-3},
+                        {DType::f32, Precision::bf16, 3e-2}};
+
+}  // namespace
+
+TEST_CASE("cuda ssd: every precision keeps its bound, for all widths, lengths, decays, weights, groups") {
+  if (!gpu_here()) return;
+  const Device device = parse_device("cuda");
+  Context cpu = poisoned({}), gpu = poisoned(device);
+  for (const Case& c : {Case{2, 1, 1, 1, 5, 5, Decay::per_step, -1, true},
+                        {1, 63, 1, 2, 16, 128},
+                        {1, 100, 1, 1, 128, 128},
+                        {1, 300, 1, 1, 128, 128, Decay::per_step, -0.02, true},
+                        {1, 300, 1, 3, 64, 100, Decay::per_step, -0.3, true},
+                        {1, 300, 2, 4, 100, 16, Decay::per_head, -0.1},
+                        {2, 130, 1, 2, 5, 64, Decay::per_step, -50, true},
+                        {1, 300, 2, 2, 16, 32, Decay::none, 0, true},
+                        {1, 200, 1, 1, 64, 64, Decay::per_head, -3},
+                        {1, 70, 1, 2, 140, 150, Decay::per_step, -0.5, true}})
+    for (const bool strided : {false, true}) {
+      const Operands x = operands(c);
+      const Results exact = run(cpu, x, {.device = {}});
+      for (const Bound& bound : bounds) {
+        const Results found =
+            run(gpu, x,
+                {.device = device, .dtype = bound.dtype, .precision = bound.precision, .strided = strided});
+        INFO("T ", c.T, " N ", c.N, " P ", c.P, " strided ", strided, " ", name_of(bound.dtype),
+             " precision ", static_cast<int>(bound.precision));
+        REQUIRE(found.size() == exact.size());
+        for (size_t r = 0; r < exact.size(); ++r) {
+          INFO("result ", r);
+          CHECK(relative_difference({found[r]}, {exact[r]}) < bound.largest);
+        }
+        CHECK(gpu.slab().in_use() == 0);
+      }
+    }
+}
+
+TEST_CASE("cuda ssd: a gradient is the same whether the others are wanted or not") {
+  if (!gpu_here()) return;
+  const Device device = parse_device("cuda");
+  Context gpu = poisoned(device);
+  const Operands x = operands({1, 150, 1, 2, 16, 32, Decay::per_step, -0.2, true});
+  for (const Precision precision : {Precision::fp32, Precision::tf32}) {
+    const Results all = run(gpu, x, {.device = device, .dtype = DType::f32, .precision = precision});
+    for (unsigned wanted = 0; wanted < 32; ++wanted) {
+      const Results some =
+          run(gpu, x, {.device = device, .dtype = DType::f32, .precision = precision, .wanted = wanted});
+      size_t at = 1;
+      for (unsigned bit = 0; bit < 5; ++bit)
+        if (wanted >> bit & 1) {
+          CAPTURE(wanted);
+          CAPTURE(bit);
+          CHECK(relative_difference({some[at++]}, {all[bit + 1]}) < 1e-5);
+        }
+    }
+  }
+}
+
+TEST_CASE("cuda ssd: two runs give the same bits, and later inputs change no earlier bit") {
+  if (!gpu_here()) return;
+  const Device device = parse_device("cuda");
+  Context gpu = poisoned(device);
+  for (const Case& c : {Case{1, 200, 1, 2, 16, 128, Decay::per_step, -0.2, true}, {1, 200, 1, 1, 128, 128}})
+    for (const Bound& bound : bounds) {
+      const Run how{.device = device, .dtype = bound.dtype, .precision = bound.precision};
+      const Operands x = operands(c);
+      const Results once = run(gpu, x, how);
+      CHECK(run(gpu, x, how) == once);
+      const Operands other = operands(c, 50);
+      for (const int64_t t : {0, 62, 63, 64, 150}) {
+        Operands mixed = x;
+        const auto later = [&](Tensor& own, const Tensor& foreign) {
+          if (!own.defined()) return;
+          std::vector<double> a = own.to_vector<double>(), b = foreign.to_vector<double>();
+          const auto split = static_cast<size_t>((t + 1) * own.numel() / own.dim(1));
+          for (size_t i = split; i < a.size(); ++i) a[i] = 1e3 * b[i];
+          own = Tensor::from(a, own.shape());
+        };
+        later(mixed.q, other.q), later(mixed.k, other.k), later(mixed.v, other.v), later(mixed.w, other.w);
+        const Results changed = run(gpu, mixed, how);
+        const auto kept = static_cast<size_t>((t + 1) * c.H * c.P);
+        CAPTURE(t);
+        CHECK(std::equal(once[0].begin(), once[0].begin() + static_cast<int64_t>(kept), changed[0].begin()));
+        CHECK(once[0] != changed[0]);
+      }
+    }
+}
+
+TEST_CASE("cuda ssd: a strong decay has a tiny gradient, right to its last digits") {
+  if (!gpu_here()) return;
+  const Device device = parse_device("cuda");
+  Context gpu = poisoned(device);
+  const auto on_gpu = [&](std::vector<float> x, const Shape& shape) {
+    return Tensor::from(x, shape, device);
+  };
+  const Tensor one = on_gpu({1, 1}, {1, 2, 1, 1}), v = on_gpu({3, 1e6f}, {1, 2, 1, 1}),
+               a = on_gpu({-1, -50}, {1, 2, 1}), dy = on_gpu({0, 2}, {1, 2, 1, 1});
+  Tensor none, da = gpu.empty(a.shape(), DType::f32);
+  kernels::ssd_backward(gpu, one, one, v, a, {}, dy, none, none, none, da, none);
+  synchronise(device);
+  const std::vector<double> found = da.to_vector<double>();
+  CHECK(found[0] == 0);
+  CHECK(found[1] == doctest::Approx(6 * std::exp(-50)).epsilon(1e-5));
+}
+
+TEST_CASE("cuda ssd: the normaliser over several chunks, and scaled rows, aligned or not") {
+  if (!gpu_here()) return;
+  const Device device = parse_device("cuda");
+  Context cpu = poisoned({}), gpu = poisoned(device);
+  for (const Case& c : {Case{2, 1, 1, 1, 5, 5}, {1, 63, 1, 2, 16, 128}, {1, 300, 1, 2, 200, 100}}) {
+    const Shape steps{c.B, c.T, c.H};
+    const Tensor q = uniform_tensor({c.B, c.T, c.H, c.N}, 1, 0.1, 2),
+                 k = uniform_tensor(q.shape(), 2, 0.1, 2), cotangent = random_tensor(steps, 3),
+                 y = random_tensor({c.B, c.T, c.H, c.P}, 4), dout = random_tensor(y.shape(), 5),
+                 n = random_tensor(steps, 6), offset = random_tensor({c.H}, 7);
+    const auto compute = [&](Context& ctx, DType dtype, int64_t gap) {
+      const Device here = ctx.device();
+      const auto load = [&](const Tensor& x) {
+        return x.rank() == 4 && gap ? part_of_rows(x, gap, here, dtype) : x.clone(here, dtype);
+      };
+      const Tensor Q = load(q), K = load(k), Y = load(y), dOut = load(dout), N = load(n), O = load(offset);
+      Tensor eta = ctx.empty(steps, dtype), dq = ctx.empty(q.shape(), dtype),
+             dk = ctx.empty(q.shape(), dtype), out = ctx.empty(y.shape(), dtype),
+             dy = ctx.empty(y.shape(), dtype), deta = ctx.empty(steps, dtype),
+             scaled = ctx.empty(y.shape(), dtype), log_eta = ctx.empty(steps, dtype),
+             dy_2 = ctx.empty(y.shape(), dtype), dn = ctx.empty(steps, dtype),
+             doffset = ctx.empty({c.H}, dtype);
+      kernels::attention_normaliser(ctx, Q, K, eta);
+      kernels::attention_normaliser_backward(ctx, Q, K, eta, load(cotangent), dq, dk);
+      kernels::divide_by_eta(ctx, Y, eta, out);
+      kernels::divide_by_eta_backward(ctx, out, eta, dOut, dy, deta);
+      const auto f = kernels::NormFunction::softplus;
+      kernels::norm_scale(ctx, Y, f, N, O, 0.5, scaled, log_eta);
+      kernels::norm_scale_backward(ctx, Y, f, N, O, 0.5, dOut, dy_2, dn, doffset);
+      synchronise(here);
+      Results results;
+      for (const Tensor& x : {eta, dq, dk, out, dy, deta, scaled, log_eta, dy_2, dn, doffset})
+        results.push_back(x.to_vector<double>());
+      return results;
+    };
+    const Results exact = compute(cpu, DType::f64, 0);
+    for (const int64_t gap : {0, 3}) {
+      CHECK(relative_difference(compute(gpu, DType::f64, gap), exact) < 1e-12);
+      CHECK(relative_difference(compute(gpu, DType::f32, gap), exact) < 1e-5);
+      CHECK(compute(gpu, DType::f32, gap) == compute(gpu, DType::f32, gap));
+    }
+  }
+}
