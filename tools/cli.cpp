@@ -129,6 +129,29 @@ void declare_commands(CLI::App& app, std::function<int()>& chosen) {
         c->add_option("--set", o.set, "override a key of the configuration (repeatable)");
         c->add_flag("--baseline-only", o.baseline_only, "no difficulty changes");
       });
+  subcommand<SweepOptions>(
+      app, "sweep", "train every point of a sweep, each in a process of its own; go on where it was left",
+      chosen, sweep_command, [](CLI::App* c, SweepOptions& o) {
+        c->add_option("file", o.file, "YAML: base_config and what varies; or the folder of a begun sweep")
+            ->required();
+        c->add_option("--out", o.out, "folder (default: runs/NAME)");
+        c->add_option("--set", o.set, "override a key of all points (repeatable)");
+        c->add_flag("--plan", o.plan, "list the points, do not train");
+        c->add_option("--devices", o.devices, "a worker each: cuda:0,cuda:1 (default: --device)")
+            ->delimiter(',');
+        c->add_option("--jobs", o.jobs, "points trained at once on each device")->capture_default_str();
+        c->add_option("--point", o.points, "only this point, by name or number (repeatable)");
+        c->add_option("--dtype", o.dtype, "f32 or f64")->capture_default_str();
+        c->add_flag("--retry-failed", o.retry_failed, "go on with failed points as well");
+        c->add_flag("--slurm", o.slurm, "write a Slurm job array instead of training");
+        c->add_option("--slurm-options", o.slurm_options, "options of sbatch, as one text");
+      });
+  subcommand<SummaryOptions>(
+      app, "summary", "tables of runs and sweeps: results, spectra, seeds together", chosen, summary_command,
+      [](CLI::App* c, SummaryOptions& o) {
+        c->add_option("paths", o.paths, "run folders, sweeps, or folders that hold some")->required();
+        c->add_flag("--layers", o.layers, "spectra layer by layer");
+      });
   subcommand<FailureOptions>(app, "failure", "repeat the step that stopped a run, looking at every value",
                              chosen, failure_command, [](CLI::App* c, FailureOptions& o) {
                                c->add_option("run", o.run, "run folder with failed.safetensors")->required();

@@ -83,6 +83,27 @@ struct MadOptions : CommonOptions {
 };
 int mad_command(const MadOptions& options);
 
+struct SweepOptions : CommonOptions {
+  std::string file;              ///< what varies; or the folder of a sweep that was begun, to go on with it
+  std::string out;               ///< folder; empty: runs/<name of the file>
+  std::vector<std::string> set;  ///< for all points
+  std::vector<std::string> devices;
+  std::vector<std::string> points;  ///< names or numbers; empty: all
+  int jobs = 1;                     ///< points trained at once on each device
+  std::string dtype = "f32";
+  bool plan = false;          ///< list the points, then stop
+  bool retry_failed = false;  ///< go on with failed points as well
+  bool slurm = false;         ///< write a job array instead of running
+  std::string slurm_options;  ///< "--partition=gpu --time=1:00:00"
+};
+int sweep_command(const SweepOptions& options);
+
+struct SummaryOptions : CommonOptions {
+  std::vector<std::string> paths;  ///< runs, sweeps, or folders that hold some
+  bool layers = false;             ///< a line per layer of each spectrum
+};
+int summary_command(const SummaryOptions& options);
+
 struct TasksOptions : CommonOptions {
   std::string action;            ///< list, describe, sample, export, check, speed
   std::string name;              ///< of the task
