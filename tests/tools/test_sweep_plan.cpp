@@ -179,9 +179,9 @@ TEST_CASE("sweep plan: the sweeps that come with the program read") {
                                                              {"mqar-sm-attention-layers-lr", 8},
                                                              {"mqar-mamba2-layers-lr", 8},
                                                              {"cifar-sm-attention-layers", 2}};
-  for (const auto& [name, size] : sizes) {
-    INFO(name);
-    CHECK(read_sweep_file(folder + name + ".yaml").points.size() == size);
+  for (const auto& sweep : sizes) {
+    INFO(sweep.first);
+    CHECK(read_sweep_file(folder + sweep.first + ".yaml").points.size() == sweep.second);
   }
 }
 
