@@ -6,11 +6,9 @@
 #include <utility>
 #include <vector>
 
+#include "tensor/cuda_blas.h"
 #include "tensor/cuda_check.h"
 #include "tensor/error.h"
-#ifdef EIGENTRACE_WITH_CUDA
-#include <cublas_v2.h>
-#endif
 
 namespace eigentrace {
 namespace {
@@ -40,10 +38,8 @@ Context::Context(Device device, std::shared_ptr<Slab> slab, bool dry)
     ET_CUDA(cudaSetDevice(device.index));
     cudaStream_t stream;
     ET_CUDA(cudaStreamCreate(&stream));
-    cublasHandle_t blas;
-    if (cublasCreate(&blas) != CUBLAS_STATUS_SUCCESS) fail("Context: cublasCreate failed");
-    cublasSetStream(blas, stream);
-    stream_ = stream, blas_ = blas;
+    stream_ = stream;
+    blas_ = make_cuda_blas(stream);
   }
 #endif
 }
@@ -69,7 +65,7 @@ Context::Context(Context&& other) noexcept
 
 Context::~Context() {
 #ifdef EIGENTRACE_WITH_CUDA
-  if (blas_) cublasDestroy(static_cast<cublasHandle_t>(blas_));
+  if (blas_) destroy_cuda_blas(blas_);
   if (stream_) cudaStreamDestroy(static_cast<cudaStream_t>(stream_));
 #endif
 }

@@ -8,9 +8,9 @@
 
 namespace eigentrace {
 
-/// How float32 matrix products are computed; all but fp32 exist on the GPU only and only when asked for. tf32x3:
-/// operands split in two TF32 parts, three products, float32's accuracy. bf16: operands rounded to bf16. Sums
-/// are float32 always.
+/// How float32 matrix products are computed; all but fp32 exist on the GPU only and only when asked for.
+/// tf32x3: operands split in two TF32 parts, three products, float32's accuracy. bf16: operands rounded to
+/// bf16. Sums are float32 always.
 enum class Precision : unsigned char { fp32, tf32, tf32x3, bf16 };
 
 class Context {
@@ -42,7 +42,8 @@ class Context {
   const Tensor& step_state() const { return step_state_; }
   void set_step(uint64_t seed, uint64_t step);
 
-  /// CUDA stream and cuBLAS handle (opaque here, so that this header needs no CUDA); null on the CPU.
+  /// CUDA stream and matrix products (tensor/cuda_blas.h; opaque here, so that this header needs no CUDA);
+  /// null on the CPU.
   void* stream() const { return stream_; }
   void* blas() const { return blas_; }
 

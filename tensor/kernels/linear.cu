@@ -3,8 +3,10 @@
 //   dW = dyᵀ x         a sum over all rows, cut into pieces added in order
 //   db = Σ_rows dy     likewise
 #include "tensor/blas.h"
+#include "tensor/cuda_blas.h"
 #include "tensor/dispatch.h"
 #include "tensor/kernels.h"
+#include "tensor/kernels/column_sum.cuh"
 
 namespace eigentrace::kernels {
 namespace {
@@ -59,6 +61,17 @@ void bias_cpu(const Tensor& dy, Tensor& db, Tensor& scratch) {
     for (int64_t j = 0; j < in.cols; ++j) out[j * stride] += partial[block * in.cols + j];
 }
 
+#ifdef EIGENTRACE_WITH_CUDA
+template <class T>
+void linear_cuda(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor& y) {
+  const Rows<T> in = rows_of<T>(x, "linear: x"), out = rows_of<T>(y, "linear: y");
+  const Matrix<const T> a = matrix(in), w = matrix_of<T>(weight, "linear: weight"), c = matrix(out);
+  Product<T> product{out.rows, out.cols, in.cols, a, w.t(), Matrix<T>{out.data, c.ld}};
+  if (bias.defined()) product.bias = bias.data<T>(), product.bias_stride = bias.stride(0);
+  cuda_gemm(ctx, product);
+}
+#endif
+
 int64_t row_count(const Tensor& x) { return x.dim(-1) == 0 ? 0 : x.numel() / x.dim(-1); }
 
 void check(const char* what, const Tensor& x, const Tensor& weight, const Tensor& y) {
@@ -77,27 +90,43 @@ void linear(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& b
   check("linear", x, weight, y);
   if (bias.defined() && !(bias.shape() == Shape{weight.dim(0)} && bias.dtype() == x.dtype()))
     fail("linear: bias [out] expected for weight " + to_string(weight) + ", found " + to_string(bias));
-  require_cpu(ctx, "linear");
-  dispatch_floating(ctx, "linear", x.dtype(), [&]<class T>() { linear_cpu<T>(x, weight, bias, y); });
+  dispatch_floating(ctx, "linear", x.dtype(), [&]<class T>() {
+#ifdef EIGENTRACE_WITH_CUDA
+    if (ctx.device().is_cuda()) return linear_cuda<T>(ctx, x, weight, bias, y);
+#endif
+    require_cpu(ctx, "linear");
+    linear_cpu<T>(x, weight, bias, y);
+  });
 }
 
 void linear_backward_input(Context& ctx, const Tensor& dy, const Tensor& weight, Tensor& dx) {
   check("linear_backward_input", dx, weight, dy);
-  require_cpu(ctx, "linear_backward_input");
-  dispatch_floating(ctx, "linear_backward_input", dy.dtype(),
-                    [&]<class T>() { linear_cpu<T>(dy, weight.transpose(0, 1), Tensor(), dx); });
+  dispatch_floating(ctx, "linear_backward_input", dy.dtype(), [&]<class T>() {
+#ifdef EIGENTRACE_WITH_CUDA
+    if (ctx.device().is_cuda()) return linear_cuda<T>(ctx, dy, weight.transpose(0, 1), Tensor(), dx);
+#endif
+    require_cpu(ctx, "linear_backward_input");
+    linear_cpu<T>(dy, weight.transpose(0, 1), Tensor(), dx);
+  });
 }
 
 void linear_backward_weight(Context& ctx, const Tensor& dy, const Tensor& x, Tensor& dweight) {
   check("linear_backward_weight", x, dweight, dy);
-  require_cpu(ctx, "linear_backward_weight");
   const int64_t M = dweight.dim(0), N = dweight.dim(1), K = row_count(x);
-  const int64_t pieces = k_pieces(M, N, K);
+  int64_t pieces = k_pieces(M, N, K);
+#ifdef EIGENTRACE_WITH_CUDA
+  if (ctx.device().is_cuda()) pieces = cuda_k_pieces(M, N, K);
+#endif
   Tensor scratch = ctx.empty({pieces == 1 ? 0 : pieces * M * N}, x.dtype());
   dispatch_floating(ctx, "linear_backward_weight", x.dtype(), [&]<class T>() {
-    parallel_gemm_long<T>(M, N, K, matrix(rows_of<T>(dy, "linear_backward_weight: dy")).t(),
-                          matrix(rows_of<T>(x, "linear_backward_weight: x")),
-                          matrix_of<T>(dweight, "linear_backward_weight: dweight"), scratch.data<T>());
+    const Matrix<const T> a = matrix(rows_of<T>(dy, "linear_backward_weight: dy")).t(),
+                          b = matrix(rows_of<T>(x, "linear_backward_weight: x"));
+    const Matrix<T> c = matrix_of<T>(dweight, "linear_backward_weight: dweight");
+#ifdef EIGENTRACE_WITH_CUDA
+    if (ctx.device().is_cuda()) return cuda_gemm_long(ctx, Product<T>{M, N, K, a, b, c}, scratch.data<T>());
+#endif
+    require_cpu(ctx, "linear_backward_weight");
+    parallel_gemm_long<T>(M, N, K, a, b, c, scratch.data<T>());
   });
 }
 
@@ -105,10 +134,20 @@ void linear_backward_bias(Context& ctx, const Tensor& dy, Tensor& dbias) {
   if (!(dbias.shape() == Shape{dy.dim(-1)}) || dbias.dtype() != dy.dtype())
     fail("linear_backward_bias: dbias [out] expected for dy " + to_string(dy) + ", found " +
          to_string(dbias));
-  require_cpu(ctx, "linear_backward_bias");
-  Tensor scratch = ctx.empty({(row_count(dy) + bias_rows - 1) / bias_rows, dy.dim(-1)}, dy.dtype());
-  dispatch_floating(ctx, "linear_backward_bias", dy.dtype(),
-                    [&]<class T>() { bias_cpu<T>(dy, dbias, scratch); });
+  int64_t pieces = (row_count(dy) + bias_rows - 1) / bias_rows;
+#ifdef EIGENTRACE_WITH_CUDA
+  if (ctx.device().is_cuda()) pieces = column_sum_pieces(row_count(dy));
+#endif
+  Tensor scratch = ctx.empty({pieces, dy.dim(-1)}, dy.dtype());
+  dispatch_floating(ctx, "linear_backward_bias", dy.dtype(), [&]<class T>() {
+#ifdef EIGENTRACE_WITH_CUDA
+    if (ctx.device().is_cuda())
+      return column_sum(ctx, rows_of<T>(dy, "linear_backward_bias: dy"), dbias.data<T>(), dbias.stride(0),
+                        scratch.data<T>());
+#endif
+    require_cpu(ctx, "linear_backward_bias");
+    bias_cpu<T>(dy, dbias, scratch);
+  });
 }
 
 }  // namespace eigentrace::kernels

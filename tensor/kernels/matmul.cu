@@ -1,6 +1,7 @@
 // C = A B for every index of the leading axes. A and B may be transposed views, so the gradients are products
 // too: dA = dC Bᵀ, dB = Aᵀ dC.
 #include "tensor/blas.h"
+#include "tensor/cuda_blas.h"
 #include "tensor/dispatch.h"
 #include "tensor/kernels.h"
 
@@ -33,6 +34,38 @@ void matmul_cpu(const Tensor& a, const Tensor& b, Tensor& c, int64_t batch) {
   });
 }
 
+#ifdef EIGENTRACE_WITH_CUDA
+/// One batched product for as many trailing leading axes as collapse in all three tensors, a loop over the
+/// others.
+template <class T>
+void matmul_cuda(Context& ctx, const Tensor& a, const Tensor& b, Tensor& c, int64_t batch) {
+  int64_t together = 1, steps[3] = {0, 0, 0};
+  const Tensor* tensors[3] = {&a, &b, &c};
+  bool collapses = true;
+  for (int axis = c.rank() - 3; axis >= 0 && collapses; --axis) {
+    if (c.dim(axis) == 1) continue;
+    for (int t = 0; t < 3 && together > 1; ++t)
+      collapses = collapses && tensors[t]->strides()[axis] == steps[t] * together;
+    if (!collapses) break;
+    if (together == 1)
+      for (int t = 0; t < 3; ++t) steps[t] = tensors[t]->strides()[axis];
+    together *= c.dim(axis);
+  }
+  Product<T> product{c.dim(-2),
+                     c.dim(-1),
+                     a.dim(-1),
+                     matrix_of<T>(a, "matmul: a"),
+                     matrix_of<T>(b, "matmul: b"),
+                     matrix_of<T>(c, "matmul: c")};
+  product.batch = together, product.a_step = steps[0], product.b_step = steps[1], product.c_step = steps[2];
+  for (int64_t i = 0; i < batch; i += together) {
+    Product<T> p = product;
+    p.a.data += batch_offset(a, i), p.b.data += batch_offset(b, i), p.c.data += batch_offset(c, i);
+    cuda_gemm(ctx, p);
+  }
+}
+#endif
+
 }  // namespace
 
 void matmul(Context& ctx, const Tensor& a, const Tensor& b, Tensor& c) {
@@ -48,8 +81,13 @@ void matmul(Context& ctx, const Tensor& a, const Tensor& b, Tensor& c) {
     if (a.dim(axis) != b.dim(axis) || a.dim(axis) != c.dim(axis)) bad();
     batch *= a.dim(axis);
   }
-  require_cpu(ctx, "matmul");
-  dispatch_floating(ctx, "matmul", a.dtype(), [&]<class T>() { matmul_cpu<T>(a, b, c, batch); });
+  dispatch_floating(ctx, "matmul", a.dtype(), [&]<class T>() {
+#ifdef EIGENTRACE_WITH_CUDA
+    if (ctx.device().is_cuda()) return matmul_cuda<T>(ctx, a, b, c, batch);
+#endif
+    require_cpu(ctx, "matmul");
+    matmul_cpu<T>(a, b, c, batch);
+  });
 }
 
 }  // namespace eigentrace::kernels

@@ -8,6 +8,7 @@
 #include "tensor/blas.h"
 #include "tensor/dispatch.h"
 #include "tensor/kernels.h"
+#include "tensor/kernels/vocabulary_head_cuda.cuh"
 #include "tensor/labelled_rows.h"
 #include "tensor/row_softmax.h"
 #include "tensor/strided.h"
@@ -151,12 +152,16 @@ void vocabulary_head(Context& ctx, const Tensor& x, const Tensor& weight, const 
   if (bias.defined() &&
       !(bias.shape() == Shape{weight.dim(0)} && bias.contiguous() && bias.dtype() == x.dtype()))
     fail("vocabulary_head: bias [V] expected for weight " + to_string(weight) + ", found " + to_string(bias));
-  require_cpu(ctx, "vocabulary_head");
+#ifdef EIGENTRACE_WITH_CUDA
+  if (ctx.device().is_cuda())
+    return head_cuda(ctx, x, weight, bias, labelled, results, dx_labelled, dweight, dbias);
+#endif
   const int64_t M = labelled.rows.numel(), rows = block_rows(M, weight.dim(0), x.dtype());
   Tensor losses = ctx.empty({M}, DType::f64);
   Tensor gathered = ctx.empty({rows, weight.dim(1)}, x.dtype());
   Tensor logits = ctx.empty({rows, weight.dim(0)}, x.dtype()), factors = ctx.empty({rows}, x.dtype());
   dispatch_floating(ctx, "vocabulary_head", x.dtype(), [&]<class T>() {
+    require_cpu(ctx, "vocabulary_head");
     head_cpu<T>(x, weight, bias, labelled, results, losses, gathered, logits, factors, dx_labelled, dweight,
                 dbias);
   });
@@ -165,10 +170,14 @@ void vocabulary_head(Context& ctx, const Tensor& x, const Tensor& weight, const 
 void scatter_labelled(Context& ctx, const Tensor& c, const Tensor& x, const LabelledRows& labelled,
                       Tensor& y) {
   check_labelled("scatter_labelled", labelled);
-  require_cpu(ctx, "scatter_labelled");
   fill(ctx, y, 0);
-  dispatch_floating(ctx, "scatter_labelled", x.dtype(),
-                    [&]<class T>() { scatter_cpu<T>(c, x, labelled, y); });
+  dispatch_floating(ctx, "scatter_labelled", x.dtype(), [&]<class T>() {
+#ifdef EIGENTRACE_WITH_CUDA
+    if (ctx.device().is_cuda()) return scatter_cuda<T>(ctx, c, x, labelled, y);
+#endif
+    require_cpu(ctx, "scatter_labelled");
+    scatter_cpu<T>(c, x, labelled, y);
+  });
 }
 
 void scale_by(Context& ctx, const Tensor& c, const Tensor& x, Tensor& y) {

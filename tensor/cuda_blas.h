@@ -1,0 +1,42 @@
+#pragma once
+// Matrix products on CUDA, through cuBLASLt. For kernels/*.cu only.
+#ifdef EIGENTRACE_WITH_CUDA
+#include "tensor/blas.h"
+#include "tensor/context.h"
+
+namespace eigentrace {
+
+/// C = alpha A B + beta C + bias for each of `batch` products. A [M,K], B [K,N], C [M,N], each in either
+/// layout; the i-th starts i steps further (a step of 0: the same operand for all). bias [N] is added to
+/// every row. beta = 0 overwrites whatever C held. float32 products are made as ctx.precision says.
+template <class T>
+struct Product {
+  int64_t M, N, K;
+  Matrix<const T> a, b;
+  Matrix<T> c;
+  T alpha = 1, beta = 0;
+  const T* bias = nullptr;
+  int64_t bias_stride = 1;
+  int64_t batch = 1, a_step = 0, b_step = 0, c_step = 0;
+};
+
+/// The same bits each time on one kind of GPU: no atomics, a fixed workspace, the algorithm a function of the
+/// shapes. Nothing here is illegal while a stream is captured once the same product has run before. Error:
+/// cuBLASLt refuses.
+template <class T>
+void cuda_gemm(Context& ctx, const Product<T>& product);
+
+/// Pieces into which cuda_gemm_long cuts the sum over K: a function of the shape alone.
+int64_t cuda_k_pieces(int64_t M, int64_t N, int64_t K);
+/// As cuda_gemm, for few outputs and a long sum (K = batch · time): the pieces' products side by side, then
+/// their sum in order. One product, alpha 1, beta 0, no bias. scratch: pieces · M · N elements, unused if one
+/// piece.
+template <class T>
+void cuda_gemm_long(Context& ctx, const Product<T>& product, T* scratch);
+
+/// What Context::blas() points to: handle, workspace and the algorithms chosen so far.
+void* make_cuda_blas(void* stream);
+void destroy_cuda_blas(void* blas);
+
+}  // namespace eigentrace
+#endif

@@ -1,0 +1,155 @@
+#pragma once
+// The part of cuBLASLt that this house uses, computed by CBLAS: float32 products whatever the compute type,
+// so TF32 and bf16 modes are exact here. Bias epilogues exist in float32 only, so that the way without them
+// is tested too.
+#include "tests/simt/cuda_runtime.h"
+
+enum cublasStatus_t {
+  CUBLAS_STATUS_SUCCESS = 0,
+  CUBLAS_STATUS_INVALID_VALUE = 7,
+  CUBLAS_STATUS_NOT_SUPPORTED = 15
+};
+inline const char* cublasLtGetStatusString(cublasStatus_t s) {
+  return s == CUBLAS_STATUS_SUCCESS         ? "success"
+         : s == CUBLAS_STATUS_INVALID_VALUE ? "invalid value"
+                                            : "not supported";
+}
+enum cudaDataType_t { CUDA_R_32F = 0, CUDA_R_64F = 1 };
+enum cublasComputeType_t {
+  CUBLAS_COMPUTE_32F = 68,
+  CUBLAS_COMPUTE_32F_FAST_16BF = 75,
+  CUBLAS_COMPUTE_32F_FAST_TF32 = 77,
+  CUBLAS_COMPUTE_64F = 70
+};
+enum cublasOperation_t { CUBLAS_OP_N = 0, CUBLAS_OP_T = 1 };
+enum cublasLtEpilogue_t { CUBLASLT_EPILOGUE_DEFAULT = 1, CUBLASLT_EPILOGUE_BIAS = 4 };
+enum cublasLtMatmulDescAttributes_t {
+  CUBLASLT_MATMUL_DESC_TRANSA,
+  CUBLASLT_MATMUL_DESC_TRANSB,
+  CUBLASLT_MATMUL_DESC_EPILOGUE,
+  CUBLASLT_MATMUL_DESC_BIAS_POINTER
+};
+enum cublasLtMatrixLayoutAttribute_t {
+  CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT,
+  CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET
+};
+enum cublasLtMatmulPreferenceAttributes_t {
+  CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+  CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+  CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+  CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+  CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+  CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES
+};
+enum cublasLtReductionScheme_t {
+  CUBLASLT_REDUCTION_SCHEME_NONE = 0,
+  CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE = 2
+};
+
+struct SimtBlas {};
+using cublasLtHandle_t = SimtBlas*;
+struct SimtMatmul {
+  cublasOperation_t a = CUBLAS_OP_N, b = CUBLAS_OP_N;
+  cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
+  const void* bias = nullptr;
+  cudaDataType_t type = CUDA_R_32F;
+};
+using cublasLtMatmulDesc_t = SimtMatmul*;
+struct SimtLayout {
+  cudaDataType_t type;
+  uint64_t rows, cols;
+  int64_t ld;
+  int32_t batch = 1;
+  int64_t step = 0;
+};
+using cublasLtMatrixLayout_t = SimtLayout*;
+struct cublasLtMatmulAlgo_t {};
+struct cublasLtMatmulHeuristicResult_t {
+  cublasLtMatmulAlgo_t algo;
+  size_t workspaceSize;
+  cublasStatus_t state;
+  float wavesCount;
+};
+struct SimtPreference {};
+using cublasLtMatmulPreference_t = SimtPreference*;
+
+/// C = alpha op(A) op(B) + beta C (+ bias), column-major; in blas.cpp.
+cublasStatus_t simt_matmul(const SimtMatmul& operation, double alpha, const void* a, const SimtLayout& la,
+                           const void* b, const SimtLayout& lb, double beta, void* c, const SimtLayout& lc,
+                           cudaStream_t stream);
+
+inline cublasStatus_t cublasLtCreate(cublasLtHandle_t* h) { return *h = new SimtBlas, CUBLAS_STATUS_SUCCESS; }
+inline cublasStatus_t cublasLtDestroy(cublasLtHandle_t h) { return delete h, CUBLAS_STATUS_SUCCESS; }
+inline cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* d, cublasComputeType_t,
+                                               cudaDataType_t type) {
+  *d = new SimtMatmul;
+  (*d)->type = type;
+  return CUBLAS_STATUS_SUCCESS;
+}
+inline cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t d) {
+  return delete d, CUBLAS_STATUS_SUCCESS;
+}
+inline cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t d,
+                                                     cublasLtMatmulDescAttributes_t what, const void* value,
+                                                     size_t bytes) {
+  switch (what) {
+    case CUBLASLT_MATMUL_DESC_TRANSA:
+      return std::memcpy(&d->a, value, bytes), CUBLAS_STATUS_SUCCESS;
+    case CUBLASLT_MATMUL_DESC_TRANSB:
+      return std::memcpy(&d->b, value, bytes), CUBLAS_STATUS_SUCCESS;
+    case CUBLASLT_MATMUL_DESC_EPILOGUE:
+      return std::memcpy(&d->epilogue, value, bytes), CUBLAS_STATUS_SUCCESS;
+    case CUBLASLT_MATMUL_DESC_BIAS_POINTER:
+      return std::memcpy(&d->bias, value, bytes), CUBLAS_STATUS_SUCCESS;
+  }
+  return CUBLAS_STATUS_INVALID_VALUE;
+}
+inline cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* l, cudaDataType_t type,
+                                                 uint64_t rows, uint64_t cols, int64_t ld) {
+  if (ld < static_cast<int64_t>(rows)) return CUBLAS_STATUS_INVALID_VALUE;
+  return *l = new SimtLayout{type, rows, cols, ld}, CUBLAS_STATUS_SUCCESS;
+}
+inline cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t l) {
+  return delete l, CUBLAS_STATUS_SUCCESS;
+}
+inline cublasStatus_t cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t l,
+                                                       cublasLtMatrixLayoutAttribute_t what,
+                                                       const void* value, size_t bytes) {
+  if (what == CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT)
+    std::memcpy(&l->batch, value, bytes);
+  else
+    std::memcpy(&l->step, value, bytes);
+  return CUBLAS_STATUS_SUCCESS;
+}
+inline cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t* p) {
+  return *p = new SimtPreference, CUBLAS_STATUS_SUCCESS;
+}
+inline cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t p) {
+  return delete p, CUBLAS_STATUS_SUCCESS;
+}
+inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t,
+                                                           cublasLtMatmulPreferenceAttributes_t, const void*,
+                                                           size_t) {
+  return CUBLAS_STATUS_SUCCESS;
+}
+inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t d,
+                                                     cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
+                                                     cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
+                                                     cublasLtMatmulPreference_t, int,
+                                                     cublasLtMatmulHeuristicResult_t* result, int* count) {
+  const bool has = d->epilogue == CUBLASLT_EPILOGUE_DEFAULT || d->type == CUDA_R_32F;
+  *count = has ? 1 : 0;
+  result->state = CUBLAS_STATUS_SUCCESS;
+  return has ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
+}
+inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const void* alpha,
+                                     const void* a, cublasLtMatrixLayout_t la, const void* b,
+                                     cublasLtMatrixLayout_t lb, const void* beta, const void* c,
+                                     cublasLtMatrixLayout_t, void* result, cublasLtMatrixLayout_t lc,
+                                     const cublasLtMatmulAlgo_t*, void*, size_t, cudaStream_t stream) {
+  if (c != result) return CUBLAS_STATUS_INVALID_VALUE;
+  const auto scalar = [&](const void* p) {
+    return d->type == CUDA_R_32F ? *static_cast<const float*>(p) : *static_cast<const double*>(p);
+  };
+  return simt_matmul(*d, scalar(alpha), a, *la, b, *lb, scalar(beta), result, *lc, stream);
+}
