@@ -6,7 +6,7 @@
 // blocks of keys are those of Milakov and Gimelshein (2018) and Dao et al. (2022). Row i reads nothing of
 // rows after i: masked s enter neither the maximum nor the sum, and masked p are exact zeros, so a change of
 // later inputs changes no bit of y_i or lse_i.
-// CUDA bodies: softmax_attention_scalar.cu.
+// CUDA bodies: softmax_attention_scalar.cu and softmax_attention_mma.cuh.
 #include "tensor/kernels.h"
 #include "tensor/kernels/softmax_attention_cuda.cuh"
 #include "tensor/row_softmax.h"
@@ -207,10 +207,15 @@ void softmax_attention(Context& ctx, const Tensor& q, const Tensor& k, const Ten
   const int64_t block = query_block * key_block;
   Tensor scratch;
   if (!cuda) scratch = ctx.empty({omp_get_max_threads(), block}, q.dtype());
+#ifdef EIGENTRACE_WITH_CUDA
+  const AttentionPlan plan = cuda ? attention_plan(ctx, q, v, scale) : AttentionPlan{};
+#endif
   if (lse.numel() == 0 || v.dim(3) == 0) return;
   dispatch_floating(ctx, "softmax_attention", q.dtype(), [&]<class T>() {
     const Attention<T> a{operands<T>(ctx, q, k, v, y, lse, scale, dropout, op)};
 #ifdef EIGENTRACE_WITH_CUDA
+    if constexpr (std::is_same_v<T, float>)
+      if (plan.exists()) return attention_tensor_cores(ctx, plan, a);
     if (cuda) return attention_scalar<T>(ctx, a);
 #endif
     require_cpu(ctx, "softmax_attention");
@@ -234,6 +239,11 @@ void softmax_attention_backward(Context& ctx, const Tensor& q, const Tensor& k, 
   Tensor scratch;
   if (!cuda) scratch = ctx.empty({omp_get_max_threads(), blocks}, q.dtype());
   Tensor delta = ctx.empty({q.dim(0), q.dim(2), q.dim(1)}, q.dtype());
+#ifdef EIGENTRACE_WITH_CUDA
+  const AttentionPlan plan = cuda ? attention_plan(ctx, q, v, scale) : AttentionPlan{};
+  Tensor parts;
+  if (plan.exists() && dq.defined()) parts = ctx.empty({attention_part_elements(plan, q)}, q.dtype());
+#endif
   if (lse.numel() == 0) return;
   dispatch_floating(ctx, "softmax_attention_backward", q.dtype(), [&]<class T>() {
     const auto out = [](const Tensor& x, const char* what) {
@@ -247,6 +257,10 @@ void softmax_attention_backward(Context& ctx, const Tensor& q, const Tensor& k, 
 #ifdef EIGENTRACE_WITH_CUDA
     if (cuda) {
       if (dq.defined() || dk.defined()) attention_delta<T>(ctx, a, a);
+      if constexpr (std::is_same_v<T, float>)
+        if (plan.exists())
+          return attention_tensor_cores_backward(ctx, plan, a, a,
+                                                 parts.defined() ? parts.data<T>() : nullptr);
       return attention_scalar_backward<T>(ctx, a, a);
     }
 #endif

@@ -38,6 +38,38 @@ void attention_scalar_backward(const Context& ctx, const AttentionOperands<T>& a
 template <class T>
 void attention_delta(const Context& ctx, const AttentionOperands<T>& a, const AttentionGradients<T>& g);
 
+/// Tensor-core bodies: queries or keys a block.
+constexpr int attention_rows = 128;
+/// Head sizes padded to those of a tensor-core instance, and the blocks of keys whose parts of dq exist at a
+/// time.
+struct AttentionPlan {
+  Precision precision = Precision::fp32;
+  int N = 0, P = 0;
+  int64_t key_blocks = 0;
+  bool exists() const { return N > 0; }
+};
+/// None exists for fp32, f64, heads wider than 128, scale ≤ 0, and where shared memory is too small.
+AttentionPlan attention_plan(const Context& ctx, const Tensor& q, const Tensor& v, double scale);
+/// Elements of step memory for the parts of dq.
+int64_t attention_part_elements(const AttentionPlan& plan, const Tensor& q);
+/// Blocks of keys first_block + 0 … of one launch write dq's parts [block][B·H][T][N], rows from their own
+/// on.
+struct AttentionParts {
+  float* data;
+  int first_block, blocks;
+};
+void attention_tensor_cores(const Context& ctx, const AttentionPlan& plan, const AttentionOperands<float>& a);
+/// parts: attention_part_elements, or null if dq is not wanted.
+void attention_tensor_cores_backward(const Context& ctx, const AttentionPlan& plan,
+                                     const AttentionOperands<float>& a, const AttentionGradients<float>& g,
+                                     float* parts);
+/// One launch each, M: AttentionBf16, AttentionTf32 or AttentionTf32x3 (softmax_attention_<precision>.cu).
+template <class M>
+void attention_mma(const Context& ctx, const AttentionPlan& plan, const AttentionOperands<float>& a);
+template <class M>
+void attention_mma_backward(const Context& ctx, const AttentionPlan& plan, const AttentionOperands<float>& a,
+                            const AttentionGradients<float>& g, const AttentionParts& parts);
+
 /// Dropout's mask with the step's state in registers.
 struct AttentionMask {
   uint64_t seed, counter;

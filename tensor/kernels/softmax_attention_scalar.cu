@@ -16,7 +16,7 @@ namespace {
 
 constexpr int tile = 64, depth = 32, pitch = tile + 4, threads = 256;
 template <class T>
-constexpr int least_blocks = sizeof(T) == 4 ? 2 : 1;  // an SM
+constexpr int least_blocks = 1;
 
 template <class T>
 struct alignas(16) Four {

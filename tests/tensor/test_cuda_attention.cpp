@@ -111,7 +111,7 @@ const Sizes sizes[] = {{2, 1, 2, 5, 5},
                        {1, 63, 2, 16, 32},
                        {1, 200, 1, 24, 24},
                        {1, 200, 2, 16, 128},
-                       {1, 300, 1, 128, 128},
+                       {1, 140, 1, 128, 128},
                        {2, 100, 2, 32, 32, 0.3},
                        {1, 300, 1, 16, 32, 0.1},
                        {1, 63, 1, 5, 16, 0.1},
@@ -181,4 +181,19 @@ TEST_CASE("cuda attention: later inputs do not change a bit of earlier outputs")
       CHECK(head(a.lse, 1) == head(b.lse, 1));
       CHECK(a.y != b.y);
     }
+}
+
+TEST_CASE("cuda attention: attention_precision overrides precision") {
+  if (cuda_device_count() == 0) return;
+  Context gpu = poisoned(parse_device("cuda"));
+  const Sizes s{1, 63, 1, 16, 32};
+  const Values values = inputs_of(s);
+  gpu.precision = Precision::fp32;
+  const Results fp32 = run(gpu, s, DType::f32, values);
+  gpu.precision = Precision::tf32, gpu.attention_precision = Precision::fp32;
+  CHECK(run(gpu, s, DType::f32, values) == fp32);
+  gpu.attention_precision = Precision::bf16;
+  const Results bf16 = run(gpu, s, DType::f32, values);
+  CHECK(difference(bf16, fp32) > 1e-4);
+  CHECK(difference(bf16, fp32) < 1.5e-2);
 }

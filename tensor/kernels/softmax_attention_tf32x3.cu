@@ -1,0 +1,16 @@
+// Softmax attention's tensor-core kernels with tf32x3 products: a file of its own, so that it compiles beside
+// the others.
+#include "tensor/kernels/softmax_attention_mma.cuh"
+
+#ifdef EIGENTRACE_WITH_CUDA
+namespace eigentrace::kernels {
+
+template void attention_mma<AttentionTf32x3>(const Context&, const AttentionPlan&,
+                                             const AttentionOperands<float>&);
+template void attention_mma_backward<AttentionTf32x3>(const Context&, const AttentionPlan&,
+                                                      const AttentionOperands<float>&,
+                                                      const AttentionGradients<float>&,
+                                                      const AttentionParts&);
+
+}  // namespace eigentrace::kernels
+#endif
