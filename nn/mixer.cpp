@@ -4,6 +4,13 @@
 
 namespace eigentrace {
 
+Var Mixer::mix_with(Forward&, const Terms&, const EigenvalueMap&) const {
+  fail_usage(
+      std::string(family()) +
+      ": its recurrence has no differentiable form with other eigenvalues, so it cannot be trained with an "
+      "intervention; `eigentrace intervene` evaluates a trained one");
+}
+
 Var Mixer::operator()(Forward& forward, int layer, const Var& x) const {
   const std::unique_ptr<Terms> all = terms(forward, x);
   Mixed mixed = mix(forward, *all);

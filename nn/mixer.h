@@ -7,6 +7,7 @@
 //         convolution, steps      fast parallel form          out-projection
 //
 // `realise` only relabels the tensors of the first two as (Λ, B, C, D): a spectrum is of what was computed.
+#include <functional>
 #include <memory>
 
 #include "nn/module.h"
@@ -26,6 +27,14 @@ struct Mixed {
   Tensor log_eta;  ///< [B,T,H], log of the normaliser; undefined where the family has none
 };
 
+/// A layer's eigenvalues on the tape: log|λ| and arg λ (undefined: real and positive). [B,T,H] (attention:
+/// entry 0 stands for no eigenvalue), [H] or, without heads, [N] with arg.
+struct EigenvalueVars {
+  Var log_abs, arg;
+};
+/// Other eigenvalues in their place.
+using EigenvalueMap = std::function<EigenvalueVars(const EigenvalueVars&)>;
+
 class Mixer {
  public:
   virtual ~Mixer() = default;
@@ -41,6 +50,12 @@ class Mixer {
   /// (Λ, B, C, D) as views of what terms and mix computed: no copies beyond their size, valid while they are.
   /// y of the system is mixed.y.
   virtual Realisation realise(const Terms& terms, const Mixed& mixed) const = 0;
+
+  /// True iff mix_with works: the recurrence can run with other eigenvalues through the ops of the tape.
+  virtual bool has_mix_with() const { return false; }
+  /// y of h_i = Λ'_i h_{i−1} + B_i u_i, B, C and D as they are, Λ' = map(Λ); differentiable, through Λ too.
+  /// With a map that changes nothing it is mix's y. Error: families without such a form.
+  virtual Var mix_with(Forward& forward, const Terms& terms, const EigenvalueMap& map) const;
 
   /// The whole pass, with the hooks of `forward`. x [B,T,D] → [B,T,D].
   Var operator()(Forward& forward, int layer, const Var& x) const;

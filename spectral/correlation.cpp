@@ -95,6 +95,92 @@ RankCorrelation spearman(std::span<const double> x, std::span<const double> y, u
   return c;
 }
 
+namespace {
+
+void check_interval(const char* function, double level, int64_t resamples) {
+  if (!(level > 0 && level < 1))
+    fail(fmt::format("{}: level: expected a number between 0 and 1, found {}", function, level));
+  if (resamples < 1) fail(fmt::format("{}: resamples: expected at least 1, found {}", function, resamples));
+}
+
+}  // namespace
+
+RhoInterval bootstrap_spearman(std::span<const double> x, std::span<const double> y, uint64_t seed,
+                               double level, int64_t resamples) {
+  check_interval("bootstrap_spearman", level, resamples);
+  const double undefined = std::numeric_limits<double>::quiet_NaN();
+  RhoInterval interval{undefined, undefined, level};
+  if (std::isnan(spearman(x, y, seed, 1).rho)) return interval;
+  const size_t n = x.size();
+  Rng rng(seed);
+  std::vector<double> rhos, a(n), b(n);
+  for (int64_t k = 0; k < resamples; ++k) {
+    for (size_t i = 0; i < n; ++i) {
+      const size_t pick = rng.below(static_cast<uint32_t>(n));
+      a[i] = x[pick], b[i] = y[pick];
+    }
+    const std::vector<int64_t> ra = centred_ranks(a), rb = centred_ranks(b);
+    const double aa = static_cast<double>(inner(ra, ra)), bb = static_cast<double>(inner(rb, rb));
+    if (aa > 0 && bb > 0) rhos.push_back(static_cast<double>(inner(ra, rb)) / std::sqrt(aa * bb));
+  }
+  if (2 * static_cast<int64_t>(rhos.size()) < resamples) return interval;
+  std::sort(rhos.begin(), rhos.end());
+  interval.low = quantile(rhos, (1 - level) / 2), interval.high = quantile(rhos, (1 + level) / 2);
+  return interval;
+}
+
+PairedChange paired_change(std::span<const double> before, std::span<const double> after, uint64_t seed,
+                           double level, int64_t resamples, int64_t permutations) {
+  if (before.size() != after.size() || before.empty())
+    fail(fmt::format("paired_change: expected pairs, found {} values before and {} after", before.size(),
+                     after.size()));
+  if (permutations < 1)
+    fail(fmt::format("paired_change: permutations: expected at least 1, found {}", permutations));
+  std::vector<double> d(before.size());
+  for (size_t k = 0; k < d.size(); ++k) d[k] = after[k] - before[k];
+  PairedChange change;
+  change.difference = bootstrap_mean(d, seed, level, resamples);
+  const double observed = std::abs(std::accumulate(d.begin(), d.end(), 0.0));
+  double size = 0;
+  for (const double x : d) size += std::abs(x);
+  const double tie =
+      8 * std::numeric_limits<double>::epsilon() * size;  // sums that rounding alone tells apart
+  int64_t hits = 0;
+  change.exact = d.size() <= 12;
+  if (change.exact) {
+    for (uint32_t signs = 0; signs < uint32_t{1} << d.size(); ++signs, ++change.permutations) {
+      double sum = 0;
+      for (size_t k = 0; k < d.size(); ++k) sum += (signs >> k & 1) != 0 ? d[k] : -d[k];
+      hits += std::abs(sum) >= observed - tie;
+    }
+    change.p_value = static_cast<double>(hits) / static_cast<double>(change.permutations);
+    return change;
+  }
+  Rng rng(seed, 1);
+  for (; change.permutations < permutations; ++change.permutations) {
+    double sum = 0;
+    for (const double x : d) sum += rng.below(2) != 0 ? x : -x;
+    hits += std::abs(sum) >= observed - tie;
+  }
+  change.p_value = static_cast<double>(1 + hits) / static_cast<double>(1 + permutations);
+  return change;
+}
+
+std::vector<double> false_discovery_rates(std::span<const double> p_values) {
+  std::vector<size_t> order;
+  for (size_t k = 0; k < p_values.size(); ++k)
+    if (!std::isnan(p_values[k])) order.push_back(k);
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return p_values[a] < p_values[b]; });
+  std::vector<double> q(p_values.size(), std::numeric_limits<double>::quiet_NaN());
+  double least = 1;
+  for (size_t k = order.size(); k-- > 0;) {
+    least =
+        std::min(least, p_values[order[k]] * static_cast<double>(order.size()) / static_cast<double>(k + 1));
+    q[order[k]] = least;
+  }
+  return q;
+}
+
 MeanInterval bootstrap_mean(std::span<const double> values, uint64_t seed, double level, int64_t resamples) {
   if (values.empty()) fail("bootstrap_mean: values: expected at least one, found none");
   for (size_t k = 0; k < values.size(); ++k)

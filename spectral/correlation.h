@@ -36,4 +36,29 @@ struct MeanInterval {
 MeanInterval bootstrap_mean(std::span<const double> values, uint64_t seed = 0, double level = 0.95,
                             int64_t resamples = 10000);
 
+/// Bootstrap percentile interval of Spearman's rho: pairs are resampled together; resamples with a constant
+/// side have no rho and are left out. NaN where rho is, or where fewer than half of the resamples have one.
+/// Errors: as spearman, and as bootstrap_mean.
+struct RhoInterval {
+  double low = 0, high = 0, level = 0;
+};
+RhoInterval bootstrap_spearman(std::span<const double> x, std::span<const double> y, uint64_t seed = 0,
+                               double level = 0.95, int64_t resamples = 2000);
+
+/// after − before of the same runs: mean difference with its bootstrap interval, and the two-sided p-value of
+/// the sign-flip permutation test (how often |mean| is as large when each difference may have either sign):
+/// every choice of signs when n ≤ 12, else seeded ones as in spearman.
+struct PairedChange {
+  MeanInterval difference;
+  double p_value = 0;
+  bool exact = false;
+  int64_t permutations = 0;
+};
+PairedChange paired_change(std::span<const double> before, std::span<const double> after, uint64_t seed = 0,
+                           double level = 0.95, int64_t resamples = 10000, int64_t permutations = 9999);
+
+/// q-values of many tests: the smallest false discovery rate at which each is kept (Benjamini and Hochberg
+/// 1995). NaN stays NaN and is no test.
+std::vector<double> false_discovery_rates(std::span<const double> p_values);
+
 }  // namespace eigentrace

@@ -16,6 +16,8 @@ double finite(double log_eta) { return std::isinf(log_eta) ? std::copysign(1e300
 
 /// log λ_i of head h as hi + lo. −∞ at i = 0 where λ_0 does not exist: the state before it is zero.
 DoubleDouble log_lambda(const HeadInputs& in, int64_t i, int64_t h) {
+  if (!in.altered.empty())
+    if (const double x = in.altered[size_t(i * in.heads + h)]; !std::isnan(x)) return {x, 0};
   if (!in.log_eta.empty()) {
     if (i == 0) return {-infinity, 0};
     if (in.gauge == Gauge::readout_normalised) return {};
@@ -106,7 +108,11 @@ void simulate_kernel(const HeadInputs& in, int64_t h, double* y) {
   const int64_t n = in.state, width = in.width, steps = in.steps;
   // Π_{l=j+1..i} λ_l = exp(product_i − product_j)
   std::vector<DoubleDouble> product(static_cast<size_t>(steps));
-  for (int64_t i = 1; i < steps; ++i) product[size_t(i)] = product[size_t(i - 1)].plus(log_lambda(in, i, h));
+  for (int64_t i = 1; i < steps; ++i) {
+    DoubleDouble rate = log_lambda(in, i, h);
+    if (rate.hi == -infinity) rate = {-1e6, 0};  // λ = 0: no difference of infinities, and exp is 0
+    product[size_t(i)] = product[size_t(i - 1)].plus(rate);
+  }
   std::vector<double> weight(static_cast<size_t>(steps));
   for (int64_t i = 0; i < steps; ++i) {
     const double* q = &in.q[size_t((i * in.heads + h) * n)];
@@ -195,7 +201,8 @@ void simulate_dense(const Realisation& system, int64_t b, std::vector<double>& y
     scan(lambda, gain, input, host_of(maps.c_backward), maps.readout, true, u, steps, width, y);
 }
 
-void simulate_selective(const Realisation& system, int64_t batch_row, std::vector<double>& y) {
+void simulate_selective(const Realisation& system, int64_t batch_row, std::vector<double>& y,
+                        const double* log_lambda) {
   const auto& maps = std::get<Selective>(system.maps);
   const auto& outer = std::get<Outer>(system.lambda);
   const auto u = sequence_of(system.u, batch_row), delta = sequence_of(outer.delta, batch_row);
@@ -212,7 +219,8 @@ void simulate_selective(const Realisation& system, int64_t batch_row, std::vecto
       const double *b_i = &b[size_t(i * n)], *c_i = &c[size_t(i * n)];
       double sum = 0;
       for (int64_t s = 0; s < n; ++s) {
-        h[size_t(s)] = std::exp(step * rate[s]) * h[size_t(s)] + input * b_i[s];
+        const double log_rate = log_lambda ? log_lambda[(i * width + e) * n + s] : step * rate[s];
+        h[size_t(s)] = std::exp(log_rate) * h[size_t(s)] + input * b_i[s];
         sum += c_i[s] * h[size_t(s)];
       }
       y[size_t(i * width + e)] = sum;

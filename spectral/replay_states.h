@@ -34,6 +34,7 @@ struct HeadInputs {
   std::vector<double> weight;                  ///< [T,H] or empty
   std::vector<double> log_lambda;              ///< [T,H], [H] or empty
   std::vector<double> log_eta;                 ///< [T,H] or empty
+  std::vector<double> altered;                 ///< [T,H] or empty: log λ instead; NaN: as it is
   bool lti = false;                            ///< log_lambda is [H]
   Gauge gauge = Gauge::state_normalised;
   double scale = 1;
@@ -44,7 +45,9 @@ void simulate_kernel(const HeadInputs& in, int64_t h, double* y);
 
 /// y [T,D] of one sequence, D u left out.
 void simulate_dense(const Realisation& system, int64_t b, std::vector<double>& y);
-void simulate_selective(const Realisation& system, int64_t b, std::vector<double>& y);
+/// log_lambda: [T,D,N] instead of Δ A, or null.
+void simulate_selective(const Realisation& system, int64_t b, std::vector<double>& y,
+                        const double* log_lambda = nullptr);
 
 /// y [B,T] of one S4 channel with input u [B,T], D u left out, by h ← Ā h + B̄ u, y = Re(C̄ h).
 struct ChannelReplay {

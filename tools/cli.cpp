@@ -65,6 +65,38 @@ void declare_commands(CLI::App& app, std::function<int()>& chosen) {
         c->add_flag("--check", o.check, "replay every layer from its eigenvalues and compare");
         c->add_option("--batch", o.batch, "sequences (0: the configuration's)");
       });
+  subcommand<InterveneOptions>(
+      app, "intervene", "evaluate a run with its eigenvalues clamped, shifted or frozen, and without", chosen,
+      intervene_command, [](CLI::App* c, InterveneOptions& o) {
+        c->add_option("run", o.run, "run folder")->required();
+        c->add_option(
+             "--clamp,--change", o.changes,
+             "a change, e.g. 'abs<=0.9', 'lambda=0', 'arg=0; abs*=0.9 layers=0 heads=2', 'freeze=mean' "
+             "(repeatable: one row each)")
+            ->required();
+        c->add_option("--layers", o.layers, "of changes that name none: 0,1 (default: all)");
+        c->add_option("--heads", o.heads, "of changes that name none (S4: channels)");
+        c->add_option("--stage", o.stage, "trained or initial weights")->capture_default_str();
+        c->add_option("--split", o.split, "validation or test (default: the configuration's)");
+        c->add_option("--examples", o.examples, "so many examples (0: the configuration's)");
+        c->add_option("--batch", o.batch, "sequences a pass (0: the configuration's)");
+        c->add_option("--dtype", o.dtype, "f32 or f64 (default: the run's)");
+        c->add_flag("--replay", o.replay, "simulate in float64 also where the ops of training would do");
+      });
+  subcommand<CorrelateOptions>(
+      app, "correlate",
+      "statistics of many runs' spectra against accuracy; means over seeds; initial against trained", chosen,
+      correlate_command, [](CLI::App* c, CorrelateOptions& o) {
+        c->add_option("runs", o.runs, "run folders")->required();
+        c->add_option("--figure", o.figure, "accuracy or loss")->capture_default_str();
+        c->add_option("--stage", o.stage, "table of: initial, trained or change")->capture_default_str();
+        c->add_option("--statistic", o.statistics, "only statistics whose name contains this (repeatable)");
+        c->add_option("--level", o.level, "of intervals")->capture_default_str();
+        c->add_option("--permutations", o.permutations, "of a p-value")->capture_default_str();
+        c->add_option("--resamples", o.resamples, "of an interval")->capture_default_str();
+        c->add_option("--seed", o.seed, "of both")->capture_default_str();
+        c->add_option("-o,--out", o.out, "file of all results")->capture_default_str();
+      });
   subcommand<ReportOptions>(app, "report", "one self-contained HTML page for runs, and a summary table",
                             chosen, report_command, [](CLI::App* c, ReportOptions& o) {
                               c->add_option("runs", o.runs, "run folders")->required();

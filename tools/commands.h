@@ -37,6 +37,29 @@ struct SpectrumOptions : CommonOptions {
 };
 int spectrum_command(const SpectrumOptions& options);
 
+struct InterveneOptions : CommonOptions {
+  std::string run;                   ///< run folder
+  std::vector<std::string> changes;  ///< one row each; clauses of one joined by ";"
+  std::string layers, heads;         ///< "0,2": of the changes that name none; empty: all
+  std::string stage = "trained";     ///< trained, initial
+  std::string split;                 ///< validation, test; empty: the configuration's
+  int64_t examples = 0, batch = 0;   ///< 0: the configuration's
+  bool replay = false;               ///< simulate in float64 even where there is a form in ops
+  std::string dtype;                 ///< empty: the run's
+};
+int intervene_command(const InterveneOptions& options);
+
+struct CorrelateOptions : CommonOptions {
+  std::vector<std::string> runs;
+  std::string stage = "trained", figure = "accuracy";  ///< figure: accuracy, loss
+  std::string out = "correlations.json";
+  int64_t permutations = 9999, resamples = 2000;
+  double level = 0.95;
+  uint64_t seed = 0;
+  std::vector<std::string> statistics;  ///< only those whose name contains one of these
+};
+int correlate_command(const CorrelateOptions& options);
+
 struct ReportOptions : CommonOptions {
   std::vector<std::string> runs;
   std::string out = "report.html";

@@ -2,8 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <filesystem>
+
 #include "nn/checkpoint.h"
 #include "tasks/config.h"
+#include "tools/interventions.h"
 #include "tools/progress.h"
 #include "tools/version.h"
 
@@ -35,6 +38,10 @@ SpectrumRecord weights_spectra(const std::string& weights, const std::string& st
   Context ctx(options.device);
 
   SpectrumRequest request = options.request;
+  if (!request.interventions && !config.spectral.intervention.empty()) {
+    const std::filesystem::path beside = std::filesystem::path(weights).parent_path() / "initial.safetensors";
+    request.interventions = training_interventions(ctx, config, *task, *loaded.model, beside.string());
+  }
   request.reading.channels = config.spectral.channels;
   Progress* line = nullptr;
   std::unique_ptr<Progress> progress;

@@ -1,6 +1,7 @@
 #include "tools/spectrum.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <utility>
 
@@ -20,11 +21,31 @@ class Collector {
   void on_mixer(int layer, const Mixer& mixer, const Terms& terms, const Mixed& mixed) {
     const Realisation system = mixer.realise(terms, mixed);
     LayerRecord& record = layers_.at(size_t(layer));
-    if (wants_exact() && system.family == Family::s4)
+    if (wants_exact() && system.family == Family::s4) {
       later_[size_t(layer)] = eigenproblem(system);
-    else if (wants_exact())
+    } else if (wants_exact()) {
       record.spectrum = read_spectrum(system, layer, request_.reading);
+      if (request_.interventions) request_.interventions->alter(record.spectrum);
+    }
     if (request_.check) record.replay = replay(system, mixed.y.value(), request_.replay);
+  }
+
+  /// Replaced y against the simulation of the altered system.
+  void on_altered(int layer, const Mixer& mixer, const Terms& terms, const Mixed& mixed, const Var& y) {
+    const std::vector<double> truth = y.value().to_vector<double>();
+    const std::vector<double> simulated =
+        AlteredSimulation()(mixer.realise(terms, mixed), layer, *request_.interventions);
+    ReplayPart part;
+    for (size_t at = 0; at < truth.size(); ++at) {
+      part.y_norm += truth[at] * truth[at];
+      part.error_norm += (simulated[at] - truth[at]) * (simulated[at] - truth[at]);
+    }
+    part.y_norm = std::sqrt(part.y_norm), part.error_norm = std::sqrt(part.error_norm);
+    part.dead = part.y_norm == 0 && part.error_norm == 0;
+    part.relative_error = part.dead ? 0 : part.error_norm / part.y_norm;
+    ReplayResult result;
+    result.layer = part, result.heads = {part}, result.sequences = y.dim(0);
+    layers_.at(size_t(layer)).replay = result;
   }
 
   void on_published(int layer, LayerSpectrum spectrum) {
@@ -36,7 +57,10 @@ class Collector {
     std::vector<LayerRecord> records;
     for (size_t l = 0; l < layers_.size(); ++l) {
       LayerRecord& record = layers_[l];
-      if (later_[l]) record.spectrum = read_spectrum(*later_[l], int64_t(l), request_.reading);
+      if (later_[l]) {
+        record.spectrum = read_spectrum(*later_[l], int64_t(l), request_.reading);
+        if (request_.interventions) request_.interventions->alter(record.spectrum);
+      }
       if (request_.compare && record.published)
         record.comparison = compare_readings(record.spectrum, *record.published);
       Binning binning = Binning::exact;
@@ -90,6 +114,7 @@ std::function<SpectrumRecord()> begin_spectra(Context& ctx, const Model& model, 
   Collector& collector = *kept;
   const bool masks = request.dropout && collector.wants_published();
   const auto pass = [&](bool exact, bool published) {
+    Intervener intervener(request.interventions, InterventionPath::automatic);
     Tape tape(ctx, false);
     Forward forward(tape, model.parameters());
     forward.dropout = masks && published;
@@ -97,8 +122,13 @@ std::function<SpectrumRecord()> begin_spectra(Context& ctx, const Model& model, 
     if (exact)
       forward.on_mixer = [&](int layer, const Mixer& mixer, const Terms& terms, const Mixed& mixed) {
         collector.on_mixer(layer, mixer, terms, mixed);
-        return Var();
+        if (!request.interventions) return Var();
+        const Var y = intervener(forward, layer, mixer, terms, mixed);
+        if (request.check && y.defined()) collector.on_altered(layer, mixer, terms, mixed, y);
+        return y;
       };
+    else if (request.interventions)
+      intervener.attach(forward);
     if (published)
       watch_published(forward, model, [&](int layer, LayerSpectrum spectrum) {
         collector.on_published(layer, std::move(spectrum));

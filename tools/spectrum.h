@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "nn/intervention.h"
 #include "nn/model.h"
 #include "spectral/files.h"
 #include "tasks/task.h"
@@ -20,6 +21,9 @@ struct SpectrumRequest {
   bool dropout = false;
   ReadingOptions reading;
   ReplayOptions replay;
+  /// The pass runs with these: the exact reading shows the eigenvalues the layer then has, and the replay
+  /// simulates them. Null: none. The published reading does not know of them.
+  std::shared_ptr<const Interventions> interventions;
 };
 
 /// The pass of model_spectra now, what is left of it later: the function that is returned solves S4's

@@ -14,6 +14,7 @@
 #include "tensor/error.h"
 #include "tensor/io/file.h"
 #include "tools/failure.h"
+#include "tools/interventions.h"
 #include "tools/progress.h"
 #include "tools/training_spectra.h"
 #include "tools/version.h"
@@ -67,7 +68,7 @@ double scalar(const Tensor& tensor) { return tensor.to_vector<double>()[0]; }
 }  // namespace
 
 Evaluation evaluate(Context& ctx, const Model& model, const Task& task, Split split, int64_t batch_size,
-                    bool mean_of_batches, int64_t examples) {
+                    bool mean_of_batches, int64_t examples, const PassHook& hook) {
   LoaderOptions options;
   options.batch_size = std::min(batch_size, task.size(split));
   options.shuffle = examples > 0;  // data sets may be sorted by class: the first examples would not do
@@ -86,6 +87,7 @@ Evaluation evaluate(Context& ctx, const Model& model, const Task& task, Split sp
     data.load(*batch, masked_pooling(model, task), LossAverage::labelled);
     Tape tape(ctx, false);
     Forward forward(tape, model.parameters());
+    if (hook) hook(forward, data.input());
     const Loss result = model.loss(forward, data.input(), data.labels());
     const double sum = scalar(result.loss_sum), right = scalar(result.correct);
     const double count = static_cast<double>(std::max<int64_t>(batch->label_count, 1));
@@ -159,6 +161,7 @@ Trainer::Trainer(const RunConfig& config, const RunFolder& folder, const Trainer
   info_.task = task_->name();
   info_.family = model_->mixers().empty() ? "" : model_->mixers()[0]->family();
   info_.seed = config_.seed;
+  check_trainable(interventions_of(config_), *model_);
   folder_.prepare();  // not before everything that can be wrong with the configuration has been looked at
   write_atomically(folder_.config(), to_yaml(config_));
   save_weights(folder_.initial(), *model_, config_, notes());
@@ -180,6 +183,7 @@ std::unique_ptr<Trainer> Trainer::failed(const RunFolder& folder, const TrainerO
   const RunConfig config = checkpoint_config(folder.failed_state());
   auto trainer = std::unique_ptr<Trainer>(new Trainer(config, folder, options, folder.read_info()));
   trainer->load(folder.failed_state());
+  trainer->set_interventions();
   return trainer;
 }
 
@@ -196,12 +200,20 @@ void Trainer::load(const std::string& path) {
   });
 }
 
+void Trainer::set_interventions() {
+  interventions_ = training_interventions(ctx_, config_, *task_, *model_, folder_.initial());
+  if (!interventions_) return;
+  intervener_ = std::make_unique<Intervener>(interventions_, InterventionPath::ops);
+  hook_ = [this](Forward& forward, const ModelInput&) { intervener_->attach(forward); };
+}
+
 void Trainer::forward_backward(Context& ctx, const Batch& batch, bool check) {
   Tape tape(ctx);
   tape.check_finite = check;
   Forward forward(tape, model_->parameters());
   forward.dropout = true;
   forward.batch_statistics = true;
+  if (hook_) hook_(forward, data_.input());
   const Loss loss = model_->loss(forward, data_.input(), data_.labels());
   tape.backward(loss.value);
   if (ctx.dry()) return;
@@ -315,7 +327,7 @@ void Trainer::evaluate_now(AppendFile& metrics) {
   const int64_t batch =
       config_.train.eval_batch_size > 0 ? config_.train.eval_batch_size : config_.train.batch_size;
   const Evaluation evaluation =
-      evaluate(ctx_, *model_, *task_, split, batch, published_, config_.train.eval_examples);
+      evaluate(ctx_, *model_, *task_, split, batch, published_, config_.train.eval_examples, hook_);
   MetricsRow row;
   row.step = step_;
   row.split = split_name(split);
@@ -382,7 +394,8 @@ RunInfo Trainer::run() {
   order.time_multiple = time_multiple(*model_, *task_);
   const int64_t epoch = rates_.steps_per_epoch();
   Loader loader(*task_, Split::train, order, {step_ / epoch, step_ % epoch});
-  TrainingSpectra spectra(config_, folder_, *task_, *model_);
+  set_interventions();
+  TrainingSpectra spectra(config_, folder_, *task_, *model_, interventions_);
   Progress progress(info_.name, rates_.total_steps(), step_, options_.progress);
   const int64_t stop_before = options_.max_steps > 0 ? step_ + options_.max_steps : options_.stop_before;
   const double earlier_seconds = info_.wall_seconds;

@@ -1,11 +1,13 @@
 #pragma once
 // Training: composes a task, a model, an optimiser and a run folder.
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
 
 #include "nn/checkpoint.h"
 #include "nn/config/config.h"
+#include "nn/intervention.h"
 #include "nn/model.h"
 #include "nn/optimiser.h"
 #include "nn/schedule.h"
@@ -26,10 +28,13 @@ struct Evaluation {
   double score() const { return macro_accuracy.value_or(accuracy); }
 };
 
+/// What is done to every pass before it runs: hooks set, settings changed. Empty: nothing.
+using PassHook = std::function<void(Forward&, const ModelInput&)>;
+
 /// Loss (mean over labels; over batches if `mean_of_batches`, as the study reports) and accuracy of `split`,
 /// without dropout. The last batch is padded with examples that have no label.
 Evaluation evaluate(Context& ctx, const Model& model, const Task& task, Split split, int64_t batch_size,
-                    bool mean_of_batches, int64_t examples = 0);
+                    bool mean_of_batches, int64_t examples = 0, const PassHook& hook = {});
 
 struct TrainerOptions {
   Device device;
@@ -73,6 +78,7 @@ class Trainer {
     double loss = 0, correct = 0, labels = 0, norm = 0, steps = 0;
   };
   Trainer(const RunConfig& config, const RunFolder& folder, const TrainerOptions& options, RunInfo info);
+  void set_interventions();
   void forward_backward(Context& ctx, const Batch& batch, bool check);
   struct Before {  // what a step changes even if its values are not finite
     Sums sums;
@@ -121,6 +127,9 @@ class Trainer {
   RunInfo info_;
   bool published_, masked_;
   LossAverage average_;
+  std::shared_ptr<const Interventions> interventions_;  ///< spectral.intervention; null: none
+  std::unique_ptr<Intervener> intervener_;
+  PassHook hook_;  ///< of training and evaluation
   int64_t step_ = 0;
   Sums sums_;
   uint64_t metrics_bytes_ = 0;

@@ -34,8 +34,12 @@ void copy_weights(const Model& model, Model& to) {
 }  // namespace
 
 TrainingSpectra::TrainingSpectra(const RunConfig& config, const RunFolder& folder, const Task& task,
-                                 const Model& model)
-    : config_(config), folder_(folder), task_(task), model_(model) {}
+                                 const Model& model, std::shared_ptr<const Interventions> interventions)
+    : config_(config),
+      folder_(folder),
+      task_(task),
+      model_(model),
+      interventions_(std::move(interventions)) {}
 
 TrainingSpectra::~TrainingSpectra() {
   if (worker_.valid()) worker_.wait();
@@ -61,6 +65,7 @@ void TrainingSpectra::read(Context& ctx, int64_t step) {
   SpectrumRequest request;
   ask_for(config_.spectral.reading, request);
   request.reading.channels = config_.spectral.channels;
+  request.interventions = interventions_;
   request.reading.max_values = eigenvalues_along_training;
   auto rest =
       begin_spectra(ctx, copy_ ? *copy_ : model_, data_->input(), request, eigenvalues_along_training);

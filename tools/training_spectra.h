@@ -20,7 +20,8 @@ inline constexpr int64_t eigenvalues_along_training = 1 << 16;
 class TrainingSpectra {
  public:
   /// `model` and `task` must outlive it. Nothing is made while spectral.every is 0.
-  TrainingSpectra(const RunConfig& config, const RunFolder& folder, const Task& task, const Model& model);
+  TrainingSpectra(const RunConfig& config, const RunFolder& folder, const Task& task, const Model& model,
+                  std::shared_ptr<const Interventions> interventions = nullptr);
   ~TrainingSpectra();
   TrainingSpectra(const TrainingSpectra&) = delete;
 
@@ -37,6 +38,7 @@ class TrainingSpectra {
   const RunFolder folder_;
   const Task& task_;
   const Model& model_;
+  const std::shared_ptr<const Interventions> interventions_;  ///< that the run is trained with
   std::unique_ptr<Model> copy_;  ///< where spectral.dtype is not the model's type
   std::unique_ptr<DeviceBatch> data_;
   std::future<void> worker_;

@@ -116,6 +116,7 @@ struct SpectralConfig {
   Reading reading = Reading::exact;
   SpectralPrecision dtype = SpectralPrecision::f32;
   int64_t channels = 0;
+  std::vector<std::string> intervention;
 };
 
 template <class V>
@@ -125,6 +126,8 @@ void visit_fields(V& v, SpectralConfig& c) {
   v("reading", c.reading, "exact, published or both");
   v("dtype", c.dtype, "f32 or f64: the pass that is read");
   v("channels", c.channels, "channels of an s4 layer whose eigenproblems are solved (0: all)");
+  v("intervention", c.intervention,
+    "eigenvalues changed in training and evaluation, such as [abs<=0.9 layers=0,1, freeze=mean]");
 }
 
 struct RunConfig {

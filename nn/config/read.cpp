@@ -7,6 +7,7 @@
 
 #include "nn/config/config.h"
 #include "nn/config/field_io.h"
+#include "spectral/intervention.h"
 #include "tensor/error.h"
 #include "tensor/io/file.h"
 
@@ -276,6 +277,7 @@ LoadedConfig read_config(const std::string& text, const std::string& origin,
   check_train(run.train, origin);
   if (run.spectral.batch < 1 || run.spectral.every < 0 || run.spectral.channels < 0)
     fail_usage(fmt::format("{}: spectral: batch: at least 1; every, channels: 0 or more", origin));
+  for (const std::string& text : run.spectral.intervention) parse_interventions(text);
   for (std::string& sentence : explain(run)) out.notices.push_back(std::move(sentence));
   return out;
 }

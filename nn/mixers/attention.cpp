@@ -102,6 +102,19 @@ class SoftmaxAttention final : public QkvAttention {
   bool drops_weights() const override { return true; }
 };
 
+/// Σ_j (Π_{l=j+1..i} λ'_l) q_i·k_j v_j η_i/η_j for other eigenvalues λ' of η: the recurrence of the
+/// unnormalised state with decay λ'_i/λ_i, which is 1 where nothing is changed, so that η's own size never
+/// enters.
+Var decayed(const AttentionTerms& t, const Var& log_eta, const EigenvalueMap& map) {
+  Var log_lambda = sub(log_eta, log_eta);  // log λ_0 := 0: there is no such eigenvalue
+  if (const int64_t steps = log_eta.dim(1); steps > 1) {
+    const Var by_time = transpose(log_eta, 1, 2);
+    const Var first = split(by_time, {1, steps - 1})[0], all_but_last = split(by_time, {steps - 1, 1})[0];
+    log_lambda = sub(transpose(concat({first, all_but_last}), 1, 2), log_eta);
+  }
+  return ssd(t.q, t.k, t.v, sub(map({log_lambda, {}}).log_abs, log_lambda), {});
+}
+
 class LinearAttention final : public QkvAttention {
  public:
   using QkvAttention::QkvAttention;
@@ -110,6 +123,12 @@ class LinearAttention final : public QkvAttention {
     const AttentionTerms& t = own(terms);
     const Var log_eta = attention_normaliser(t.q, t.k);
     return {divide_by_eta(ssd(t.q, t.k, t.v, {}, {}), log_eta), log_eta.value()};
+  }
+  bool has_mix_with() const override { return true; }
+  Var mix_with(Forward&, const Terms& terms, const EigenvalueMap& map) const override {
+    const AttentionTerms& t = own(terms);
+    const Var log_eta = attention_normaliser(t.q, t.k);
+    return divide_by_eta(decayed(t, log_eta, map), log_eta);
   }
   Realisation realise(const Terms& terms, const Mixed& mixed) const override {
     const AttentionTerms& t = own(terms);
@@ -143,6 +162,13 @@ class NormAttention final : public Attention {
     const NormScaled out = norm_scale(ssd(t.q, t.k, t.v, {}, {}), function(), t.n, forward(offset_), scale());
     return {out.y, out.log_eta};
   }
+  bool has_mix_with() const override { return true; }
+  Var mix_with(Forward& forward, const Terms& terms, const EigenvalueMap& map) const override {
+    const AttentionTerms& t = own(terms);
+    const Var offset = forward(offset_);
+    const Var log_eta = unary(log_eta_of(), offset.defined() ? add(t.n, offset) : t.n);
+    return norm_scale(decayed(t, log_eta, map), function(), t.n, offset, scale()).y;
+  }
   Realisation realise(const Terms& terms, const Mixed& mixed) const override {
     const AttentionTerms& t = own(terms);
     return {Family::norm_attention,
@@ -158,6 +184,19 @@ class NormAttention final : public Attention {
   }
 
  private:
+  Unary log_eta_of() const {
+    switch (config_.norm_fn) {
+      case NormFn::exp:
+        return Unary::exp;
+      case NormFn::elu:
+        return Unary::elu;
+      case NormFn::softplus:
+        return Unary::softplus;
+      case NormFn::sigmoid:
+        return Unary::sigmoid;
+    }
+    return Unary::exp;
+  }
   double scale() const { return config_.scale_B ? inverse_root_width() : 1.0; }
   NormFunction function() const {
     switch (config_.norm_fn) {

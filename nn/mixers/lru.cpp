@@ -64,9 +64,12 @@ class Lru final : public Mixer {
   }
   Mixed mix(Forward& forward, const Terms& terms) const override {
     const DiagonalTerms& t = own(terms);
-    const Var h = diagonal_scan(t.driven, t.log_abs, t.arg);
-    const Var y = real_readout(h, {forward(c_re_), forward(c_im_)}, 1);
-    return {add(y, mul(t.input, forward(skip_))), {}};
+    return {recurrence(forward, t, {t.log_abs, t.arg}), {}};
+  }
+  bool has_mix_with() const override { return true; }
+  Var mix_with(Forward& forward, const Terms& terms, const EigenvalueMap& map) const override {
+    const DiagonalTerms& t = own(terms);
+    return recurrence(forward, t, map({t.log_abs, t.arg}));
   }
   Var finish(Forward&, const Terms&, const Var& y) const override { return y; }
   Realisation realise(const Terms& terms, const Mixed&) const override {
@@ -77,6 +80,12 @@ class Lru final : public Mixer {
   }
 
  private:
+  Var recurrence(Forward& forward, const DiagonalTerms& t, const EigenvalueVars& lambda) const {
+    const Var h = diagonal_scan(t.driven, lambda.log_abs, lambda.arg);
+    const Var y = real_readout(h, {forward(c_re_), forward(c_im_)}, 1);
+    return add(y, mul(t.input, forward(skip_)));
+  }
+
   Parameter *nu_log_, *theta_log_, *gamma_log_, *b_re_, *b_im_, *c_re_, *c_im_, *skip_;
 };
 

@@ -83,6 +83,11 @@ class Ssd final : public Mamba2 {
     const Mamba2Terms& t = own(terms);
     return {skipped(forward, t, ssd(t.q, t.k, t.v, t.log_a, t.dt)), {}};
   }
+  bool has_mix_with() const override { return true; }
+  Var mix_with(Forward& forward, const Terms& terms, const EigenvalueMap& map) const override {
+    const Mamba2Terms& t = own(terms);
+    return skipped(forward, t, ssd(t.q, t.k, t.v, map({t.log_a, {}}).log_abs, t.dt));
+  }
   Realisation realise(const Terms& terms, const Mixed&) const override {
     const Mamba2Terms& t = own(terms);
     return {Family::mamba2, ScalarDecay{t.log_a.value()},
@@ -112,6 +117,11 @@ class PseudoLti final : public Mamba2 {
   Mixed mix(Forward& forward, const Terms& terms) const override {
     const Mamba2Terms& t = own(terms);
     return {skipped(forward, t, ssd(t.q, t.k, t.v, t.log_a, {})), {}};
+  }
+  bool has_mix_with() const override { return true; }
+  Var mix_with(Forward& forward, const Terms& terms, const EigenvalueMap& map) const override {
+    const Mamba2Terms& t = own(terms);
+    return skipped(forward, t, ssd(t.q, t.k, t.v, map({t.log_a, {}}).log_abs, {}));
   }
   Realisation realise(const Terms& terms, const Mixed&) const override {
     const Mamba2Terms& t = own(terms);

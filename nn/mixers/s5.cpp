@@ -79,17 +79,12 @@ class S5 final : public Mixer {
   }
   Mixed mix(Forward& forward, const Terms& terms) const override {
     const DiagonalTerms& t = own(terms);
-    Complex c = complex_parts(forward(forward_c_)), from_end;
-    if (c_.bidirectional && backward_c_) {
-      from_end = complex_parts(forward(backward_c_));
-    } else if (c_.bidirectional) {  // one C [D,2N] for [h; h⃖]
-      const std::vector<Var> re = split(c.re, {states_, states_}), im = split(c.im, {states_, states_});
-      c = {re[0], im[0]}, from_end = {re[1], im[1]};
-    }
-    Var y = real_readout(diagonal_scan(t.driven, t.log_abs, t.arg), c, readout());
-    if (c_.bidirectional)
-      y = add(y, real_readout(diagonal_scan(t.driven, t.log_abs, t.arg, true), from_end, readout()));
-    return {add(y, mul(t.input, forward(skip_))), {}};
+    return {recurrence(forward, t, {t.log_abs, t.arg}), {}};
+  }
+  bool has_mix_with() const override { return true; }
+  Var mix_with(Forward& forward, const Terms& terms, const EigenvalueMap& map) const override {
+    const DiagonalTerms& t = own(terms);
+    return recurrence(forward, t, map({t.log_abs, t.arg}));
   }
   Var finish(Forward&, const Terms&, const Var& y) const override { return y; }
   Realisation realise(const Terms& terms, const Mixed&) const override {
@@ -103,6 +98,20 @@ class S5 final : public Mixer {
   }
 
  private:
+  Var recurrence(Forward& forward, const DiagonalTerms& t, const EigenvalueVars& lambda) const {
+    Complex c = complex_parts(forward(forward_c_)), from_end;
+    if (c_.bidirectional && backward_c_) {
+      from_end = complex_parts(forward(backward_c_));
+    } else if (c_.bidirectional) {  // one C [D,2N] for [h; h⃖]
+      const std::vector<Var> re = split(c.re, {states_, states_}), im = split(c.im, {states_, states_});
+      c = {re[0], im[0]}, from_end = {re[1], im[1]};
+    }
+    Var y = real_readout(diagonal_scan(t.driven, lambda.log_abs, lambda.arg), c, readout());
+    if (c_.bidirectional)
+      y = add(y,
+              real_readout(diagonal_scan(t.driven, lambda.log_abs, lambda.arg, true), from_end, readout()));
+    return add(y, mul(t.input, forward(skip_)));
+  }
   double readout() const { return c_.conj_sym ? 2 : 1; }
   SsmConfig c_;
   int64_t states_;

@@ -100,3 +100,51 @@ TEST_CASE("correlation: bad input is an error") {
   CHECK_THROWS_AS(bootstrap_mean(two, 0, 1.0), Error);
   CHECK_THROWS_AS(bootstrap_mean(std::vector<double>{1, INFINITY}), Error);
 }
+
+TEST_CASE(
+    "correlation: the bootstrap interval of rho holds a strong correlation away from 0 and spans it for "
+    "none") {
+  Rng rng(5, 1);
+  std::vector<double> x, near, none;
+  for (int k = 0; k < 60; ++k) {
+    x.push_back(rng.normal());
+    near.push_back(x.back() + 0.3 * rng.normal());
+    none.push_back(rng.normal());
+  }
+  const RhoInterval strong = bootstrap_spearman(x, near, 3), weak = bootstrap_spearman(x, none, 3);
+  CHECK(strong.low > 0.7);
+  CHECK(strong.high < 1);
+  CHECK(strong.low < spearman(x, near).rho);
+  CHECK(strong.high > spearman(x, near).rho);
+  CHECK(weak.low < 0);
+  CHECK(weak.high > 0);
+  CHECK(bootstrap_spearman(x, near, 3).low == strong.low);
+  CHECK(bootstrap_spearman(x, near, 4).low != strong.low);
+  CHECK(std::isnan(bootstrap_spearman(std::vector<double>{1, 1, 1}, std::vector<double>{1, 2, 3}).low));
+  CHECK_THROWS_AS(bootstrap_spearman(x, near, 3, 1.5), Error);
+}
+
+TEST_CASE("correlation: paired changes are tested by every choice of signs") {
+  const std::vector<double> before{1, 2, 3, 4}, after{2, 4, 5, 5};  // differences 1, 2, 2, 1
+  const PairedChange change = paired_change(before, after);
+  CHECK(change.difference.mean == 1.5);
+  CHECK(change.exact);
+  CHECK(change.permutations == 16);
+  CHECK(change.p_value == doctest::Approx(2.0 / 16));  // all signs alike
+  CHECK(paired_change(before, before).p_value == 1);
+  std::vector<double> many(20, 0.0), moved(20, 1.0);
+  const PairedChange sampled = paired_change(many, moved, 1, 0.95, 100, 999);
+  CHECK_FALSE(sampled.exact);
+  CHECK(sampled.p_value == doctest::Approx(1.0 / 1000));
+  CHECK_THROWS_AS(paired_change(before, many), Error);
+}
+
+TEST_CASE("correlation: false discovery rates are Benjamini and Hochberg's") {
+  const std::vector<double> p{0.04, 0.01, NAN, 0.03, 0.5};
+  const std::vector<double> q = false_discovery_rates(p);
+  CHECK(q[1] == doctest::Approx(0.04));
+  CHECK(q[3] == doctest::Approx(0.04 * 4 / 3));  // 0.03 · 4/2 = 0.06, but 0.04 · 4/3 is smaller
+  CHECK(q[0] == doctest::Approx(0.04 * 4 / 3));
+  CHECK(q[4] == doctest::Approx(0.5));
+  CHECK(std::isnan(q[2]));
+}
