@@ -88,7 +88,13 @@ EigenvalueVars Intervener::mapped(const EigenvalueVars& own, int layer, const Mi
         if (turned.defined()) turned = add(turned, number("arg", degrees));
         break;
       case Change::arg_scale:
-        if (turned.defined()) turned = scale(turned, one.number);
+        if (turned.defined()) {  // of the angle in (−π, π], whichever branch the layer keeps
+          std::vector<double> branch = turned.value().to_vector<double>();
+          for (double& angle : branch) angle = wrap_angle(angle) - angle;
+          const Tensor offset =
+              Tensor::from(branch, turned.shape()).clone(turned.value().device(), turned.dtype());
+          turned = scale(add(turned, turned.tape().constant(offset)), one.number);
+        }
         break;
       case Change::freeze: {
         const LayerSpectrum* source = interventions_->frozen(n, layer);

@@ -113,7 +113,7 @@ TEST_CASE(
     CAPTURE(name_of(test.system.family));
     const auto y = test.y.to_vector<double>();
     const auto check_change = [&](const char* text, const std::function<double(double, int64_t)>& change) {
-      CAPTURE(text);
+      CAPTURE(std::string(text));
       const auto found = altered(test.system, text);
       CHECK(difference(found, written_out(test, change)) < 1e-10);
       CHECK(difference(found, y) > 1e-6);  // and that is another y
@@ -265,7 +265,7 @@ TEST_CASE("intervention: a mistake in the text is told") {
   for (const char* text :
        {"", "abs<0.9", "abs<=", "abs<=x", "abs<=-1", "abs=0.5 abs=0.6", "layers=1",
         "abs=1 layers=", "abs=1 layers=a", "freeze=", "lambda=nan", "lambda=inf", "abs=inf", ";"}) {
-    CAPTURE(text);
+    CAPTURE(std::string(text));
     CHECK_THROWS_AS(parse_interventions(text), UsageError);
   }
   const auto list = parse_interventions("abs<=0.9 heads=2 layers=0,1; arg=0", {3}, {});
