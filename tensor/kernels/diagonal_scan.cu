@@ -17,6 +17,9 @@
 #include "tensor/dispatch.h"
 #include "tensor/kernels.h"
 #include "tensor/lanes.h"
+#ifdef EIGENTRACE_WITH_CUDA
+#include "tensor/kernels/diagonal_scan_cuda.cuh"
+#endif
 
 namespace eigentrace::kernels {
 namespace {
@@ -193,6 +196,9 @@ void backward(const Pieces& p, const Rows<T>& h, const Rows<T>& dh, bool reverse
 
 void diagonal_scan(Context& ctx, const Tensor& x, const Tensor& log_abs, const Tensor& arg, bool reverse,
                    Tensor& h) {
+#ifdef EIGENTRACE_WITH_CUDA
+  if (ctx.device().is_cuda()) return diagonal_scan_cuda(ctx, x, log_abs, arg, reverse, h);
+#endif
   require_cpu(ctx, "diagonal_scan");
   const Pieces p(x, x.dtype());
   const Tensor lambda = ctx.empty({2 * p.states}, x.dtype()), jump = ctx.empty({2 * p.states}, x.dtype());
@@ -209,6 +215,10 @@ void diagonal_scan(Context& ctx, const Tensor& x, const Tensor& log_abs, const T
 
 void diagonal_scan_backward(Context& ctx, const Tensor& h, const Tensor& log_abs, const Tensor& arg,
                             bool reverse, const Tensor& dh, Tensor& dx, Tensor& dlog_abs, Tensor& darg) {
+#ifdef EIGENTRACE_WITH_CUDA
+  if (ctx.device().is_cuda())
+    return diagonal_scan_backward_cuda(ctx, h, log_abs, arg, reverse, dh, dx, dlog_abs, darg);
+#endif
   require_cpu(ctx, "diagonal_scan_backward");
   const Pieces p(h, h.dtype());
   const Tensor lambda = ctx.empty({2 * p.states}, h.dtype()), jump = ctx.empty({2 * p.states}, h.dtype());

@@ -12,6 +12,9 @@
 #include "tensor/dispatch.h"
 #include "tensor/fft.h"
 #include "tensor/kernels.h"
+#ifdef EIGENTRACE_WITH_CUDA
+#include "tensor/kernels/long_convolution.cuh"
+#endif
 
 namespace eigentrace::kernels {
 namespace {
@@ -166,6 +169,9 @@ Signal<T>* signals(const Tensor& memory) {
 }  // namespace
 
 void fft_convolution(Context& ctx, const Tensor& u, const Tensor& k, const Tensor& d, Tensor& y) {
+#ifdef EIGENTRACE_WITH_CUDA
+  if (ctx.device().is_cuda()) return long_convolution(ctx, u, k, d, y);
+#endif
   require_cpu(ctx, "fft_convolution");
   const Sizes n(u, k);
   const Tensor spectrum = ctx.empty({n.spectrum()}, u.dtype());
@@ -179,6 +185,9 @@ void fft_convolution(Context& ctx, const Tensor& u, const Tensor& k, const Tenso
 
 void fft_convolution_backward(Context& ctx, const Tensor& u, const Tensor& k, const Tensor& d,
                               const Tensor& dy, Tensor& du, Tensor& dk, Tensor& dd) {
+#ifdef EIGENTRACE_WITH_CUDA
+  if (ctx.device().is_cuda()) return long_convolution_backward(ctx, u, k, d, dy, du, dk, dd);
+#endif
   require_cpu(ctx, "fft_convolution_backward");
   const Sizes n(u, k);
   const Tensor spectrum = ctx.empty({n.spectrum()}, u.dtype());

@@ -22,9 +22,15 @@
 #include "tensor/kernels.h"
 
 namespace eigentrace::kernels {
+constexpr double largest_real_part = -1e-4;
+}
+#ifdef EIGENTRACE_WITH_CUDA
+#include "tensor/kernels/s4_kernel_cuda.cuh"
+#endif
+
+namespace eigentrace::kernels {
 namespace {
 
-constexpr double largest_real_part = -1e-4;
 constexpr int64_t lanes = lane_count<double>;
 
 using V = DoubleLanes;
@@ -247,6 +253,9 @@ void channel_gradient(const Channel& ch, const Nodes& nodes, const CauchySums* g
 }  // namespace
 
 void s4_kernel(Context& ctx, const S4Parameters& in, Tensor& k) {
+#ifdef EIGENTRACE_WITH_CUDA
+  if (ctx.device().is_cuda()) return s4_kernel_cuda(ctx, in, k);
+#endif
   require_cpu(ctx, "s4_kernel");
   dispatch_floating(ctx, "s4_kernel", k.dtype(), [&]<class T>() {
     const int64_t channels = k.dim(0), length = k.dim(1);
@@ -268,6 +277,9 @@ void s4_kernel(Context& ctx, const S4Parameters& in, Tensor& k) {
 }
 
 void s4_kernel_backward(Context& ctx, const S4Parameters& in, const Tensor& dk, S4Parameters& gradient) {
+#ifdef EIGENTRACE_WITH_CUDA
+  if (ctx.device().is_cuda()) return s4_kernel_backward_cuda(ctx, in, dk, gradient);
+#endif
   require_cpu(ctx, "s4_kernel_backward");
   dispatch_floating(ctx, "s4_kernel_backward", dk.dtype(), [&]<class T>() {
     const int64_t channels = dk.dim(0), length = dk.dim(1);

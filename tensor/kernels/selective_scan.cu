@@ -18,6 +18,9 @@
 #include "tensor/kernels.h"
 #include "tensor/lanes.h"
 #include "tensor/math.h"
+#ifdef EIGENTRACE_WITH_CUDA
+#include "tensor/kernels/selective_scan_cuda.cuh"
+#endif
 
 namespace eigentrace::kernels {
 namespace {
@@ -225,11 +228,17 @@ Operands<T> operands(const SelectiveScan& in, const Tensor& a) {
 }  // namespace
 
 Shape selective_scan_boundary(const Tensor& x, const Tensor& b) {
+#ifdef EIGENTRACE_WITH_CUDA
+  if (x.device().is_cuda()) return selective_scan_boundary_cuda(x, b);
+#endif
   const Sizes n(x, b);
   return {n.batch, n.chunks, n.states, n.channels};
 }
 
 void selective_scan(Context& ctx, const SelectiveScan& in, Tensor& y, Tensor& boundary) {
+#ifdef EIGENTRACE_WITH_CUDA
+  if (ctx.device().is_cuda()) return selective_scan_cuda(ctx, in, y, boundary);
+#endif
   require_cpu(ctx, "selective_scan");
   const Sizes n(in.x, in.b);
   const Tensor a = ctx.empty({n.states, n.channels}, in.x.dtype());
@@ -242,6 +251,9 @@ void selective_scan(Context& ctx, const SelectiveScan& in, Tensor& y, Tensor& bo
 
 void selective_scan_backward(Context& ctx, const SelectiveScan& in, const Tensor& boundary, const Tensor& dy,
                              SelectiveScan& gradient) {
+#ifdef EIGENTRACE_WITH_CUDA
+  if (ctx.device().is_cuda()) return selective_scan_backward_cuda(ctx, in, boundary, dy, gradient);
+#endif
   require_cpu(ctx, "selective_scan_backward");
   const Sizes n(in.x, in.b);
   const Tensor a = ctx.empty({n.states, n.channels}, in.x.dtype());

@@ -124,6 +124,17 @@ inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
+/// sin and cos of πx, the angle reduced exactly.
+inline void sincospi(double x, double* s, double* c) {
+  const double r = std::remainder(x, 2.0), angle = 3.14159265358979323846 * r;
+  *s = r == 0 || std::fabs(r) == 1 ? 0 : std::sin(angle);
+  *c = std::fabs(r) == 0.5 ? 0 : std::cos(angle);
+}
+inline void sincospif(float x, float* s, float* c) {
+  double ds, dc;
+  sincospi(static_cast<double>(x), &ds, &dc);
+  *s = static_cast<float>(ds), *c = static_cast<float>(dc);
+}
 inline unsigned __float_as_uint(float x) {
   unsigned u;
   std::memcpy(&u, &x, 4);
