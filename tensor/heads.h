@@ -40,6 +40,7 @@ struct PerStep {
   T* data = nullptr;
   int64_t batch = 0, time = 0, head = 0;
 
+  PerStep() = default;
   explicit PerStep(const Tensor& x) {
     if (!x.defined()) return;
     data = x.data<std::remove_const_t<T>>();

@@ -196,7 +196,7 @@ void divide_by_eta(Context& ctx, const Tensor& y, const Tensor& log_eta, Tensor&
     return dispatch_floating(ctx, "divide_by_eta", y.dtype(), [&]<class T>() {
       row_scale<T>(ctx, y.dim(0), y.dim(1), y.dim(2), y.dim(3), heads_of<T>(y, "divide_by_eta: y"), {},
                    heads_of<T>(out, "divide_by_eta: out"),
-                   DivideByEta<T>{{}, PerStep<const T>(log_eta), PerStep<T>({})});
+                   DivideByEta<T>{{}, PerStep<const T>(log_eta), PerStep<T>{}});
     });
 #endif
   require_cpu(ctx, "divide_by_eta");

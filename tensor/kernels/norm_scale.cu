@@ -161,7 +161,7 @@ void norm_scale(Context& ctx, const Tensor& y, NormFunction f, const Tensor& n, 
       row_scale<T>(ctx, y.dim(0), y.dim(1), y.dim(2), y.dim(3), heads_of<T>(y, "norm_scale: y"), {},
                    heads_of<T>(out, "norm_scale: out"),
                    NormScaleRows<T>{f, static_cast<T>(scale), PerStep<const T>(n), PerStep<const T>(offset),
-                                    PerStep<T>(log_eta), PerStep<T>({}), PerStep<T>({})});
+                                    PerStep<T>(log_eta), PerStep<T>{}, PerStep<T>{}});
     });
 #endif
   require_cpu(ctx, "norm_scale");
@@ -185,7 +185,7 @@ void norm_scale_backward(Context& ctx, const Tensor& y, NormFunction f, const Te
                    slopes ? heads_of<T>(y, name) : Heads<T>{},
                    dy.defined() ? heads_of<T>(dy, name) : Heads<T>{},
                    NormScaleRows<T>{f, static_cast<T>(scale), PerStep<const T>(n), PerStep<const T>(offset),
-                                    PerStep<T>({}), PerStep<T>(dn), PerStep<T>(each)});
+                                    PerStep<T>{}, PerStep<T>(dn), PerStep<T>(each)});
       if (doffset.defined())
         launch(ctx, head_sums_kernel<T>, static_cast<unsigned>(y.dim(2)), 1024, 1024 * sizeof(double),
                each.data<T>(), y.dim(0) * y.dim(1), y.dim(2), PerStep<T>(doffset));

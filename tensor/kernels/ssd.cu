@@ -20,7 +20,7 @@
 #include "tensor/dispatch.h"
 #include "tensor/heads.h"
 #include "tensor/kernels.h"
-#include "tensor/kernels/ssd_general.cuh"
+#include "tensor/kernels/ssd_run.cuh"
 #include "tensor/math.h"
 
 namespace eigentrace::kernels {
@@ -327,55 +327,6 @@ void check(const char* what, const Tensor& q, const Tensor& k, const Tensor& v, 
          to_string(q) + ", " + to_string(k) + ", " + to_string(v) + ", " + to_string(y) +
          (log_a.defined() ? ", " + to_string(log_a) : "") + (w.defined() ? ", " + to_string(w) : ""));
 }
-
-#ifdef EIGENTRACE_WITH_CUDA
-template <class T>
-Heads<T> heads_or_none(const Tensor& x, const char* what) {
-  return x.defined() ? heads_of<T>(x, what) : Heads<T>{};
-}
-
-/// Forward (dy undefined) or backward on CUDA. y, or the gradients, some of them undefined.
-void run_cuda(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_a,
-              const Tensor& w, const Tensor& y, const Tensor& dy, const Tensor& dq, const Tensor& dk,
-              const Tensor& dv, const Tensor& dlog_a, const Tensor& dw) {
-  const int64_t B = q.dim(0), T = q.dim(1), H = v.dim(2), N = q.dim(3), P = v.dim(3);
-  const int64_t chunks = (T + ssd_chunk - 1) / ssd_chunk;
-  const Tensor states = ctx.empty({B * H * chunks, N, P}, q.dtype()),
-               later = dy.defined() ? ctx.empty_like(states) : Tensor(),
-               decays = ctx.empty({B * H * chunks}, q.dtype());
-  const Tensor flow = dlog_a.defined() && dlog_a.rank() == 1 ? ctx.empty({B * T * H}, DType::f64) : Tensor();
-  if (v.numel() == 0 || N == 0) return;
-  dispatch_floating(ctx, "ssd", q.dtype(), [&]<class E>() {
-    const SsdOperands<E> s{static_cast<int>(B),
-                           static_cast<int>(T),
-                           static_cast<int>(q.dim(2)),
-                           static_cast<int>(H),
-                           static_cast<int>(N),
-                           static_cast<int>(P),
-                           static_cast<int>(chunks),
-                           heads_of<E>(q, "ssd: q"),
-                           heads_of<E>(k, "ssd: k"),
-                           heads_of<E>(v, "ssd: v"),
-                           heads_or_none<E>(y, "ssd: y"),
-                           heads_or_none<E>(dy, "ssd_backward: dy"),
-                           heads_or_none<E>(dq, "ssd_backward: dq"),
-                           heads_or_none<E>(dk, "ssd_backward: dk"),
-                           heads_or_none<E>(dv, "ssd_backward: dv"),
-                           PerStep<const E>(log_a),
-                           PerStep<const E>(w),
-                           PerStep<E>(dw),
-                           PerStep<E>(dlog_a),
-                           states.data<E>(),
-                           later.defined() ? later.data<E>() : nullptr,
-                           decays.data<E>(),
-                           flow.defined() ? flow.data<double>() : nullptr};
-    if (dy.defined())
-      ssd_backward_general(ctx, s);
-    else
-      ssd_general(ctx, s);
-  });
-}
-#endif
 
 }  // namespace
 

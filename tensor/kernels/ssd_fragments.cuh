@@ -1,0 +1,242 @@
+#pragma once
+// Operands of warp products from shared memory, for every precision, in one layout of results: that of
+// mma.m16n8 (tensor/mma.h), lane = 4 g + t.
+//
+// Matrices lie in rows of a multiple of 32 floats; element (r, c) at r·ld + (c ^ swizzle(r)): neighbouring
+// rows differ in the 16-byte groups' order, so that reading along rows (pairs of 8 rows × 4 lanes) and down
+// columns (8 columns of 4 row pairs) meets every bank once. Which k goes to which slot of a product is free
+// as long as both operands agree: here slots t and t + 4 hold k = 2t and 2t + 1, one 8-byte load a row.
+#ifdef EIGENTRACE_WITH_CUDA
+#include "tensor/context.h"
+#include "tensor/mma.h"
+
+namespace eigentrace::kernels {
+namespace {
+
+/// What row r is xored with: bits r₂, r₁, r₀ ^ r₂ of its 16-byte group.
+__device__ __forceinline__ int swizzle(int r) {
+  return (r >> 2 & 1) << 2 | (r >> 1 & 1) << 3 | ((r ^ r >> 2) & 1) << 4;
+}
+__device__ __forceinline__ int swizzled(int r, int c, int ld) { return r * ld + (c ^ swizzle(r)); }
+
+struct Lane {
+  int g, t, of_g, of_even, of_odd;  // swizzles of rows g, 2t, 2t + 1
+  __device__ __forceinline__ Lane()
+      : g(static_cast<int>(threadIdx.x) % 32 / 4),
+        t(static_cast<int>(threadIdx.x) % 4),
+        of_g(swizzle(g)),
+        of_even(swizzle(2 * t)),
+        of_odd(swizzle(2 * t + 1)) {}
+};
+
+__device__ __forceinline__ float2 two_at(const float* p) { return *reinterpret_cast<const float2*>(p); }
+
+/// Fragments of A [16 × depth] and B [depth × 8]. `rows`: stored with k along the row, p at the first row;
+/// `columns`: stored with k as the row. k0: a multiple of depth; rows and columns from multiples of 8.
+template <Precision precision>
+struct Fragments;
+
+/// Plain multiply-adds in the layout of the tensor cores.
+template <>
+struct Fragments<Precision::fp32> {
+  static constexpr int depth = 8;
+  struct A {
+    float at[2][8];  // rows g, g + 8
+  };
+  struct B {
+    float at[2][8];  // columns 2t, 2t + 1
+  };
+  static __device__ __forceinline__ void a_rows(A& a, const float* p, int ld, int k0, const Lane& lane) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+#pragma unroll
+      for (int k = 0; k < 8; k += 4) {
+        const float4 x = *reinterpret_cast<const float4*>(p + (lane.g + 8 * r) * ld + ((k0 + k) ^ lane.of_g));
+        a.at[r][k] = x.x, a.at[r][k + 1] = x.y, a.at[r][k + 2] = x.z, a.at[r][k + 3] = x.w;
+      }
+  }
+  /// Rows anywhere in memory, `width` long.
+  static __device__ __forceinline__ void a_far(A& a, const float* row, const float* row_8, int k0, int width,
+                                               const Lane&) {
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+      const bool here = k0 + k < width;
+      a.at[0][k] = here && row ? row[k0 + k] : 0.0f, a.at[1][k] = here && row_8 ? row_8[k0 + k] : 0.0f;
+    }
+  }
+  /// Column c of A is scaled by scale[c].
+  static __device__ __forceinline__ void a_columns(A& a, const float* p, int ld, int m0, int k0,
+                                                   const float* scale, const Lane& lane) {
+#pragma unroll
+    for (int k = 0; k < 8; ++k)
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+        a.at[r][k] = scale[k0 + k] * p[(k0 + k) * ld + ((m0 + 8 * r + lane.g) ^ swizzle(k))];
+  }
+  static __device__ __forceinline__ void b_rows(B& b, const float* p, int ld, int k0, const Lane& lane) {
+#pragma unroll
+    for (int c = 0; c < 2; ++c)
+#pragma unroll
+      for (int k = 0; k < 8; k += 4) {
+        const float4 x = *reinterpret_cast<const float4*>(p + (2 * lane.t + c) * ld +
+                                                          ((k0 + k) ^ (c ? lane.of_odd : lane.of_even)));
+        b.at[c][k] = x.x, b.at[c][k + 1] = x.y, b.at[c][k + 2] = x.z, b.at[c][k + 3] = x.w;
+      }
+  }
+  static __device__ __forceinline__ void b_columns(B& b, const float* p, int ld, int n0, int k0,
+                                                   const Lane& lane) {
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+      const float2 x = two_at(p + (k0 + k) * ld + ((n0 + 2 * lane.t) ^ swizzle(k)));
+      b.at[0][k] = x.x, b.at[1][k] = x.y;
+    }
+  }
+  static __device__ __forceinline__ void multiply(float (&d)[4], const A& a, const B& b) {
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+      d[0] += a.at[0][k] * b.at[0][k], d[1] += a.at[0][k] * b.at[1][k];
+      d[2] += a.at[1][k] * b.at[0][k], d[3] += a.at[1][k] * b.at[1][k];
+    }
+  }
+};
+
+/// Loads shared by the two TF32 forms; Set stores a float in one or two parts.
+template <class Set>
+struct Tf32Fragments {
+  static constexpr int depth = 8;
+  using A = typename Set::A;
+  using B = typename Set::B;
+  static __device__ __forceinline__ void a_rows(A& a, const float* p, int ld, int k0, const Lane& lane) {
+    const int k = (k0 + 2 * lane.t) ^ lane.of_g;
+    const float2 x = two_at(p + lane.g * ld + k), y = two_at(p + (lane.g + 8) * ld + k);
+    Set::set(a, 0, x.x), Set::set(a, 1, y.x), Set::set(a, 2, x.y), Set::set(a, 3, y.y);
+  }
+  static __device__ __forceinline__ void a_far(A& a, const float* row, const float* row_8, int k0, int width,
+                                               const Lane& lane) {
+    const int k = k0 + 2 * lane.t;
+    Set::set(a, 0, row && k < width ? row[k] : 0.0f), Set::set(a, 1, row_8 && k < width ? row_8[k] : 0.0f);
+    Set::set(a, 2, row && k + 1 < width ? row[k + 1] : 0.0f);
+    Set::set(a, 3, row_8 && k + 1 < width ? row_8[k + 1] : 0.0f);
+  }
+  static __device__ __forceinline__ void a_columns(A& a, const float* p, int ld, int m0, int k0,
+                                                   const float* scale, const Lane& lane) {
+    const float *even = p + (k0 + 2 * lane.t) * ld, *odd = even + ld;
+    const float2 s = two_at(scale + k0 + 2 * lane.t);
+    const int m = m0 + lane.g, m_8 = m + 8;
+    Set::set(a, 0, s.x * even[m ^ lane.of_even]), Set::set(a, 1, s.x * even[m_8 ^ lane.of_even]);
+    Set::set(a, 2, s.y * odd[m ^ lane.of_odd]), Set::set(a, 3, s.y * odd[m_8 ^ lane.of_odd]);
+  }
+  static __device__ __forceinline__ void b_rows(B& b, const float* p, int ld, int k0, const Lane& lane) {
+    const float2 x = two_at(p + lane.g * ld + ((k0 + 2 * lane.t) ^ lane.of_g));
+    Set::set(b, 0, x.x), Set::set(b, 1, x.y);
+  }
+  static __device__ __forceinline__ void b_columns(B& b, const float* p, int ld, int n0, int k0,
+                                                   const Lane& lane) {
+    const float *even = p + (k0 + 2 * lane.t) * ld, *odd = even + ld;
+    const int n = n0 + lane.g;
+    Set::set(b, 0, even[n ^ lane.of_even]), Set::set(b, 1, odd[n ^ lane.of_odd]);
+  }
+};
+
+/// The tensor core cuts what is below TF32: adding half a unit first rounds to nearest.
+struct OnePart {
+  struct A {
+    uint32_t at[4];
+  };
+  struct B {
+    uint32_t at[2];
+  };
+  template <class F>
+  static __device__ __forceinline__ void set(F& f, int i, float x) {
+    f.at[i] = __float_as_uint(x) + 0x1000u;
+  }
+};
+template <>
+struct Fragments<Precision::tf32> : Tf32Fragments<OnePart> {
+  static __device__ __forceinline__ void multiply(float (&d)[4], const A& a, const B& b) {
+    mma_tf32(d, a.at, b.at);
+  }
+};
+
+struct TwoParts {
+  struct A {
+    uint32_t at[4], rest[4];
+  };
+  struct B {
+    uint32_t at[2], rest[2];
+  };
+  template <class F>
+  static __device__ __forceinline__ void set(F& f, int i, float x) {
+    f.at[i] = to_tf32(x);
+    f.rest[i] = to_tf32(x - __uint_as_float(f.at[i]));
+  }
+};
+template <>
+struct Fragments<Precision::tf32x3> : Tf32Fragments<TwoParts> {
+  static __device__ __forceinline__ void multiply(float (&d)[4], const A& a, const B& b) {
+    mma_tf32(d, a.rest, b.at);
+    mma_tf32(d, a.at, b.rest);
+    mma_tf32(d, a.at, b.at);
+  }
+};
+
+template <>
+struct Fragments<Precision::bf16> {
+  static constexpr int depth = 16;
+  struct A {
+    uint32_t at[4];
+  };
+  struct B {
+    uint32_t at[2];
+  };
+  static __device__ __forceinline__ uint32_t pack(float2 x) { return pack_bf16(x.x, x.y); }
+  static __device__ __forceinline__ void a_rows(A& a, const float* p, int ld, int k0, const Lane& lane) {
+    const int k = (k0 + 2 * lane.t) ^ lane.of_g, k_8 = (k0 + 8 + 2 * lane.t) ^ lane.of_g;
+    const float *row = p + lane.g * ld, *row_8 = row + 8 * ld;
+    a.at[0] = pack(two_at(row + k)), a.at[1] = pack(two_at(row_8 + k));
+    a.at[2] = pack(two_at(row + k_8)), a.at[3] = pack(two_at(row_8 + k_8));
+  }
+  static __device__ __forceinline__ void a_far(A& a, const float* row, const float* row_8, int k0, int width,
+                                               const Lane& lane) {
+    const auto two = [&](const float* p, int k) {
+      return pack_bf16(p && k < width ? p[k] : 0.0f, p && k + 1 < width ? p[k + 1] : 0.0f);
+    };
+    const int k = k0 + 2 * lane.t;
+    a.at[0] = two(row, k), a.at[1] = two(row_8, k), a.at[2] = two(row, k + 8), a.at[3] = two(row_8, k + 8);
+  }
+  static __device__ __forceinline__ void a_columns(A& a, const float* p, int ld, int m0, int k0,
+                                                   const float* scale, const Lane& lane) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int k = k0 + 8 * half + 2 * lane.t;
+      const float *even = p + k * ld, *odd = even + ld;
+      const float2 s = two_at(scale + k);
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int m = m0 + 8 * r + lane.g;
+        a.at[2 * half + r] = pack_bf16(s.x * even[m ^ lane.of_even], s.y * odd[m ^ lane.of_odd]);
+      }
+    }
+  }
+  static __device__ __forceinline__ void b_rows(B& b, const float* p, int ld, int k0, const Lane& lane) {
+    const float* row = p + lane.g * ld;
+    b.at[0] = pack(two_at(row + ((k0 + 2 * lane.t) ^ lane.of_g)));
+    b.at[1] = pack(two_at(row + ((k0 + 8 + 2 * lane.t) ^ lane.of_g)));
+  }
+  static __device__ __forceinline__ void b_columns(B& b, const float* p, int ld, int n0, int k0,
+                                                   const Lane& lane) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float *even = p + (k0 + 8 * half + 2 * lane.t) * ld, *odd = even + ld;
+      const int n = n0 + lane.g;
+      b.at[half] = pack_bf16(even[n ^ lane.of_even], odd[n ^ lane.of_odd]);
+    }
+  }
+  static __device__ __forceinline__ void multiply(float (&d)[4], const A& a, const B& b) {
+    mma_bf16(d, a.at, b.at);
+  }
+};
+
+}  // namespace
+}  // namespace eigentrace::kernels
+#endif
