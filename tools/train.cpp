@@ -38,10 +38,17 @@ int train_command(const TrainOptions& options) {
 
   std::unique_ptr<Trainer> trainer;
   std::string path = options.resume;
+  // The .json is written last.
+  const auto unread = [](const RunFolder& folder, const char* stage) {
+    return !std::filesystem::exists(folder.spectrum(stage) + ".json");
+  };
   if (!options.resume.empty()) {
     if (!options.set.empty() || options.explain)
       fail_usage("train: --set and --explain do not go with --resume: a run goes on as it was configured");
-    trainer = Trainer::resume(RunFolder::open(path), how);
+    const RunFolder folder = RunFolder::open(path);
+    // A run that was interrupted between its last step and its spectra has only these to do.
+    if (folder.read_info().state != "finished" || !unread(folder, "trained"))
+      trainer = Trainer::resume(folder, how);
   } else {
     const LoadedConfig loaded = read_config_file(options.config, options.set);
     if (options.explain) {
@@ -59,8 +66,8 @@ int train_command(const TrainOptions& options) {
   const RunFolder folder = RunFolder::open(path);
   RunSpectraOptions spectra;
   spectra.device = how.device;
-  if (!std::filesystem::exists(folder.spectrum("initial") + ".npz")) run_spectra(folder, "initial", spectra);
-  const RunInfo info = trainer->run();
+  if (unread(folder, "initial")) run_spectra(folder, "initial", spectra);
+  const RunInfo info = trainer ? trainer->run() : folder.read_info();
   if (info.state == "finished") run_spectra(folder, "trained", spectra);
   const std::vector<MetricsRow> rows = folder.read_metrics();
   if (options.json) {

@@ -29,9 +29,15 @@ constexpr size_t buffer_bytes = size_t(1) << 18;
 
 std::string why(int error) { return fmt::format("{} (errno {})", std::strerror(error), error); }
 
-bool fault() {
+void kill_if_asked() {
+  if (io_faults().kill) ::raise(SIGKILL);
+}
+
+/// `half_first`: the caller does half of its work before it calls kill_if_asked.
+bool fault(bool half_first = false) {
   IoFaults& faults = io_faults();
   if (faults.calls++ != faults.fail_at) return false;
+  if (!half_first) kill_if_asked();
   errno = faults.error;
   return true;
 }
@@ -46,7 +52,7 @@ int open_checked(const char* path, int flags) {
 
 /// Writes all bytes; false with errno set if some could not be written. `done` counts those that were.
 bool write_all(int fd, const char* data, size_t bytes, size_t& done) {
-  const bool faulty = fault();
+  const bool faulty = fault(true);
   const int error = errno;
   if (faulty) bytes /= 2;
   for (done = 0; done < bytes;) {
@@ -56,8 +62,10 @@ bool write_all(int fd, const char* data, size_t bytes, size_t& done) {
     if (n < 0) return false;
     done += size_t(n);
   }
-  if (faulty) errno = error;
-  return !faulty;
+  if (!faulty) return true;
+  kill_if_asked();
+  errno = error;
+  return false;
 }
 
 bool sync_file(int fd) { return !fault() && ::fsync(fd) == 0; }
@@ -166,7 +174,11 @@ void write_atomically(const std::string& path, const std::function<void(FileWrit
     must(::fchmod(fd, mode_t(status.permissions()) & 07777) == 0, "keeping the permissions");
   must(sync_file(fd), "writing to the disk");
   temporary.fd = -1;
-  must(::close(fd) == 0, "closing");
+  const bool lost = fault();  // network file systems report a full disk here
+  const int error = errno;
+  const bool closed = ::close(fd) == 0;
+  if (lost) errno = error;
+  must(closed && !lost, "closing");
   must(!fault() && ::rename(beside.c_str(), target.c_str()) == 0, "renaming into place");
   temporary.keep = true;
   if (!sync_folder(folder)) {

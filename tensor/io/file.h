@@ -85,12 +85,13 @@ void ensure_directory(const std::string& path);
 /// CRC-32 (ISO 3309, as in zip) of data, continued from crc.
 uint32_t crc32(const void* data, size_t bytes, uint32_t crc = 0);
 
-/// For tests: the fail_at-th system call that changes a file (open, write, sync, rename, cut), counted from
-/// 0, fails with `error`; a failing write first writes half of its bytes, as a full disk does. fail_at < 0:
-/// none fails.
+/// For tests: the fail_at-th system call that changes a file (open, write, sync, close, rename, cut), counted
+/// from 0, fails with `error`; a failing write first writes half of its bytes, as a full disk does.
+/// fail_at < 0: none fails.
 struct IoFaults {
   std::atomic<int64_t> fail_at = -1;
   std::atomic<int> error = 28;     // ENOSPC
+  std::atomic<bool> kill = false;  // instead of failing, SIGKILL ends the program there
   std::atomic<int64_t> calls = 0;  // counted so far
 };
 IoFaults& io_faults();  ///< the whole program's

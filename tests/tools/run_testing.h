@@ -38,7 +38,7 @@ dataset: {{_name_: mqar, vocab_size: 32, input_seq_length: 24, num_kv_pairs: 3, 
 train: {{total_steps: 14, batch_size: 7, wd: 0.1, warmup_steps: 2, eval_every: 4, log_every: 3, checkpoint_every: 3,
   eval_split: test, {}}}
 model: {{{}, num_layers: 2, hidden_dim: 8, state_dim: 4, dropout: 0.1, output_dim: 32}}
-spectral: {{batch: 2}}
+spectral: {{batch: 2, every: 5}}
 )",
                      train, short_models().at(family));
 }
