@@ -41,12 +41,14 @@ class Kills {
 
   /// Kills a run at the moment of that number, resumes it (perhaps killed again) and compares. Returns what
   /// happened; `wrong` is empty if all is well.
+  int64_t hits = 0;  ///< kills that met a living process
   std::string moment(int64_t number, std::string& wrong) {
     Rng rng(seed_, static_cast<uint64_t>(number));
     const std::string family = families_[static_cast<size_t>(number) % families_.size()];
     const Whole& whole = whole_run(family);
     const std::string out = temporary_ / fmt::format("{}/run", number), log = temporary_ / "log";
     std::string story = fmt::format("seed {}, moment {}: {}", seed_, number, family);
+    double hurry = 1;
     for (int attempt = 0; wrong.empty(); ++attempt) {
       const bool begun = std::filesystem::exists(out + "/run.json");
       if (begun && RunFolder::open(out).read_info().state == "finished" &&
@@ -61,7 +63,7 @@ class Kills {
       const bool killed = attempt == 0 || (attempt < 4 && rng.below(3) == 0);
       const bool at_write = rng.below(2) == 0;
       const int64_t call = static_cast<int64_t>(rng.below(static_cast<uint32_t>(whole.calls)));
-      const double delay = whole.seconds * static_cast<double>(rng.below(10000)) / 10000;
+      const double delay = whole.seconds * hurry * rng.uniform();
       Child child(arguments, log, killed && at_write ? call : -1);
       if (killed && !at_write) sleep_seconds(delay), child.send(SIGKILL);
       const int code = child.wait();
@@ -69,10 +71,13 @@ class Kills {
                            !killed    ? "to the end"
                            : at_write ? fmt::format("killed at file call {} of {}", call, whole.calls)
                                       : fmt::format("killed after {:.4f} s of {:.4f}", delay, whole.seconds));
-      if (code == 0)
+      if (code == 0 && killed) {
         story += " (had ended)";
-      else if (!killed || code != 128 + SIGKILL)
-        wrong = fmt::format("exit code {}: {}", code, read_file(log));
+        if (attempt == 0) std::filesystem::remove_all(out), attempt = -1, hurry /= 2;  // too late to count
+      }
+      if (code != 0 && killed) ++hits;
+      if (code == 0) continue;
+      if (!killed || code != 128 + SIGKILL) wrong = fmt::format("exit code {}: {}", code, read_file(log));
     }
     if (wrong.empty()) wrong = first_difference(whole.content, run_content(RunFolder::open(out)));
     std::filesystem::remove_all(temporary_ / fmt::format("{}", number));
@@ -116,6 +121,8 @@ void kill_at(int64_t count, uint64_t seed) {
     INFO(story);
     CHECK(wrong == "");
   }
+  CHECK(kills.hits >= (only < 0 ? count : 1));
+  if (count > 20) std::fprintf(stderr, "%lld kills\n", static_cast<long long>(kills.hits));
 }
 
 }  // namespace
