@@ -13,7 +13,7 @@
 #include "tensor/fft.h"
 #include "tensor/kernels.h"
 #ifdef EIGENTRACE_WITH_CUDA
-#include "tensor/kernels/long_convolution.cuh"
+#include "tensor/kernels/fft_convolution_cuda.cuh"
 #endif
 
 namespace eigentrace::kernels {
@@ -170,7 +170,7 @@ Signal<T>* signals(const Tensor& memory) {
 
 void fft_convolution(Context& ctx, const Tensor& u, const Tensor& k, const Tensor& d, Tensor& y) {
 #ifdef EIGENTRACE_WITH_CUDA
-  if (ctx.device().is_cuda()) return long_convolution(ctx, u, k, d, y);
+  if (ctx.device().is_cuda()) return fft_convolution_cuda(ctx, u, k, d, y);
 #endif
   require_cpu(ctx, "fft_convolution");
   const Sizes n(u, k);
@@ -186,7 +186,7 @@ void fft_convolution(Context& ctx, const Tensor& u, const Tensor& k, const Tenso
 void fft_convolution_backward(Context& ctx, const Tensor& u, const Tensor& k, const Tensor& d,
                               const Tensor& dy, Tensor& du, Tensor& dk, Tensor& dd) {
 #ifdef EIGENTRACE_WITH_CUDA
-  if (ctx.device().is_cuda()) return long_convolution_backward(ctx, u, k, d, dy, du, dk, dd);
+  if (ctx.device().is_cuda()) return fft_convolution_backward_cuda(ctx, u, k, d, dy, du, dk, dd);
 #endif
   require_cpu(ctx, "fft_convolution_backward");
   const Sizes n(u, k);

@@ -210,8 +210,9 @@ TEST_CASE("cuda s4_kernel: the CPU's kernels and gradients, any length") {
 TEST_CASE("cuda fft_convolution: the CPU's values and gradients within rounding, any length") {
   if (!gpu_here()) return;
   // batch, time, channels, taps
-  const int64_t sizes[][4] = {{1, 1, 1, 1},     {3, 63, 5, 63},     {2, 300, 9, 200}, {5, 100, 3, 130},
-                              {1, 520, 2, 520}, {3, 2049, 2, 2049}, {3, 40, 5, 1}};
+  const int64_t sizes[][4] = {{1, 1, 1, 1},     {3, 63, 5, 63},     {2, 300, 9, 200},
+                              {5, 100, 3, 130}, {1, 520, 2, 520},   {2, 1030, 3, 1030},
+                              {4, 1000, 5, 24}, {3, 2049, 2, 2049}, {3, 40, 5, 1}};
   for (const auto& size : sizes) {
     const int64_t b = size[0], t = size[1], d = size[2], taps = size[3];
     CAPTURE(b);
@@ -242,7 +243,7 @@ TEST_CASE("cuda fft_convolution: the CPU's values and gradients within rounding,
 
 TEST_CASE("cuda fft_convolution: float32 within 8 eps log2(2T) |K|_1 max|u|") {
   if (!gpu_here()) return;
-  for (const int64_t T : {100, 512, 1000, 2049}) {
+  for (const int64_t T : {100, 512, 1000, 2048, 2049, 4200}) {
     const int64_t D = 2;
     const Tensors in = {normal({2, T, D}, 1), normal({D, T}, 2, 0.1)};
     const Run run = [](Context& ctx, const Tensors& x) {
