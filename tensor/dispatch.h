@@ -67,14 +67,6 @@ void for_each_index(const Context& ctx, int64_t n, const Functor& functor) {
 
 #ifdef EIGENTRACE_WITH_CUDA
 template <class Functor>
-struct AtOffsets {
-  StridedIndex index;
-  Functor functor;
-  ET_HD void operator()(int64_t i) const {
-    functor(index.offset(0, i), index.offset(1, i), index.offset(2, i), index.offset(3, i));
-  }
-};
-template <class Functor>
 struct AtRowColumn {
   int64_t columns;
   Functor functor;
@@ -82,15 +74,12 @@ struct AtRowColumn {
 };
 #endif
 
-/// functor(a, b, c, d) at the offsets of each element in the index's four tensors: `for_each_index` for
-/// strided operands, without a division per element on the CPU.
+/// functor(a, b, c, d) at the offsets of each element in the index's four tensors, on the CPU, without a
+/// division per element. On CUDA: tensor/elements.h.
 template <class Functor>
 void for_each_offset(const Context& ctx, const StridedIndex& index, const Functor& functor) {
   const int64_t total = index.numel();
   if (total <= 0) return;
-#ifdef EIGENTRACE_WITH_CUDA
-  if (ctx.device().is_cuda()) return for_each_index(ctx, total, AtOffsets<Functor>{index, functor});
-#endif
   require_cpu(ctx, "for_each_offset");
   constexpr int64_t block = 4096;
   const int last = index.rank - 1;

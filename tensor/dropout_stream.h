@@ -7,6 +7,7 @@
 #include "tensor/context.h"
 #include "tensor/error.h"
 #include "tensor/rng.h"
+#include "tensor/vec.h"
 
 namespace eigentrace {
 
@@ -25,6 +26,16 @@ struct DropoutStream {
   template <class T>
   ET_HD T factor(int64_t element) const {
     return words(element >> 2).x[element & 3] >= threshold ? T(keep_scale) : T(0);
+  }
+  /// Those of elements `element` … + width − 1; width 1, or `element` a multiple of width ≤ 4: one call of
+  /// Philox.
+  template <class T, int width>
+  ET_HD Vec<T, width> factors(int64_t element) const {
+    const Philox4 w = words(element >> 2);
+    Vec<T, width> f;
+#pragma unroll
+    for (int i = 0; i < width; ++i) f.x[i] = w.x[(element + i) & 3] >= threshold ? T(keep_scale) : T(0);
+    return f;
   }
 };
 

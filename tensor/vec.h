@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "tensor/hd.h"
+#include "tensor/tensor.h"
 
 namespace eigentrace {
 
@@ -26,5 +27,14 @@ ET_HD void store_vec(T* to, const Vec<T, width>& value) {
 }
 
 inline bool aligned_for_vec(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
+
+/// True iff the last axis is dense and every row along it starts and ends at a multiple of 16 bytes.
+template <class T>
+bool rows_are_aligned(const Tensor& x) {
+  if (x.rank() == 0 || x.dim(-1) % vec_width<T> != 0 || x.stride(x.rank() - 1) != 1) return false;
+  for (int axis = 0; axis + 1 < x.rank(); ++axis)
+    if (x.dim(axis) > 1 && x.stride(axis) % vec_width<T> != 0) return false;
+  return aligned_for_vec(x.data<T>());
+}
 
 }  // namespace eigentrace

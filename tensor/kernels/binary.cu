@@ -1,7 +1,7 @@
 // y = a ∘ b for ∘ in + − × ÷, any strides (broadcast operands have stride 0), the gradients of × and ÷ before
 // they are summed over broadcast axes, and y = factor · x.
 //   ×: da = dy b, db = dy a        ÷: da = dy / b, db = −dy a / b²
-#include "tensor/dispatch.h"
+#include "tensor/elements.h"
 #include "tensor/kernels.h"
 
 namespace eigentrace::kernels {
@@ -9,49 +9,38 @@ namespace {
 
 struct Add {
   template <class T>
-  ET_HD static T value(T a, T b) {
+  ET_HD T operator()(T a, T b) const {
     return a + b;
   }
 };
 struct Sub {
   template <class T>
-  ET_HD static T value(T a, T b) {
+  ET_HD T operator()(T a, T b) const {
     return a - b;
   }
 };
 struct Mul {
   template <class T>
-  ET_HD static T value(T a, T b) {
+  ET_HD T operator()(T a, T b) const {
     return a * b;
   }
 };
 struct Div {
   template <class T>
-  ET_HD static T value(T a, T b) {
+  ET_HD T operator()(T a, T b) const {
     return a / b;
   }
 };
-
-template <class F, class T>
-struct Apply {
-  const T *a, *b;
-  T* y;
-  ET_HD void operator()(int64_t i, int64_t j, int64_t k, int64_t) const { y[k] = F::value(a[i], b[j]); }
-};
-template <class T>
 struct DivBackwardB {
-  const T *dy, *a, *b;
-  T* db;
-  ET_HD void operator()(int64_t i, int64_t j, int64_t k, int64_t l) const {
-    db[l] = -dy[i] * a[j] / (b[k] * b[k]);
+  template <class T>
+  ET_HD T operator()(T dy, T a, T b) const {
+    return -dy * a / (b * b);
   }
 };
 template <class T>
 struct Scale {
-  const T* x;
-  T* y;
   T factor;
-  ET_HD void operator()(int64_t i, int64_t j, int64_t, int64_t) const { y[j] = factor * x[i]; }
+  ET_HD T operator()(T x) const { return factor * x; }
 };
 
 void check_shapes(const char* name, const Tensor& a, const Tensor& b, const Tensor& y) {
@@ -70,18 +59,16 @@ const char* name_of(Binary f) {
 void binary(Context& ctx, Binary f, const Tensor& a, const Tensor& b, Tensor& y) {
   check_shapes(name_of(f), a, b, y);
   dispatch_floating(ctx, "binary", y.dtype(), [&]<class T>() {
-    const StridedIndex index = strided_index(a, b, y);
-    const T *pa = a.data<T>(), *pb = b.data<T>();
-    T* py = y.data<T>();
+    const std::array inputs{a, b};
     switch (f) {
       case Binary::add:
-        return for_each_offset(ctx, index, Apply<Add, T>{pa, pb, py});
+        return map_elements<T>(ctx, Add{}, inputs, y);
       case Binary::sub:
-        return for_each_offset(ctx, index, Apply<Sub, T>{pa, pb, py});
+        return map_elements<T>(ctx, Sub{}, inputs, y);
       case Binary::mul:
-        return for_each_offset(ctx, index, Apply<Mul, T>{pa, pb, py});
+        return map_elements<T>(ctx, Mul{}, inputs, y);
       case Binary::div:
-        return for_each_offset(ctx, index, Apply<Div, T>{pa, pb, py});
+        return map_elements<T>(ctx, Div{}, inputs, y);
     }
   });
 }
@@ -90,15 +77,14 @@ void div_backward_b(Context& ctx, const Tensor& dy, const Tensor& a, const Tenso
   check_shapes("div_backward_b", dy, a, db);
   check_shapes("div_backward_b", b, b, db);
   dispatch_floating(ctx, "div_backward_b", db.dtype(), [&]<class T>() {
-    for_each_offset(ctx, strided_index(dy, a, b, db),
-                    DivBackwardB<T>{dy.data<T>(), a.data<T>(), b.data<T>(), db.data<T>()});
+    map_elements<T>(ctx, DivBackwardB{}, std::array{dy, a, b}, db);
   });
 }
 
 void scale(Context& ctx, const Tensor& x, double factor, Tensor& y) {
   check_shapes("scale", x, x, y);
   dispatch_floating(ctx, "scale", x.dtype(), [&]<class T>() {
-    for_each_offset(ctx, strided_index(x, y, y), Scale<T>{x.data<T>(), y.data<T>(), static_cast<T>(factor)});
+    map_elements<T>(ctx, Scale<T>{static_cast<T>(factor)}, std::array{x}, y);
   });
 }
 

@@ -4,24 +4,41 @@
 
 #include <algorithm>
 
-#include "tensor/dispatch.h"
+#include "tensor/elements.h"
 #include "tensor/kernels.h"
 
 namespace eigentrace::kernels {
 namespace {
 
-template <class T>
+#ifdef EIGENTRACE_WITH_CUDA
 struct PerElement {
-  const T* x;
-  T* y;
-  StridedIndex index;
   DropoutStream mask;
-  int64_t time, width;  // time 0: a draw for every element
-  ET_HD void operator()(int64_t i) const {
-    const int64_t element = time == 0 ? i : i / (time * width) * width + i % width;
-    y[index.offset(1, i)] = x[index.offset(0, i)] * mask.factor<T>(element);
+  template <class T, int width>
+  ET_HD void pack(int64_t element, const Vec<T, width> (&x)[1], Vec<T, width> (&y)[1]) const {
+    const Vec<T, width> m = mask.template factors<T, width>(element);
+#pragma unroll
+    for (int i = 0; i < width; ++i) y[0].x[i] = x[0].x[i] * m.x[i];
   }
 };
+
+/// One draw for all T of (b, d): a thread a pack of channels, over `steps` steps of time.
+template <int width, class T>
+__global__ void shared_kernel(Rows<const T> x, Rows<T> y, int64_t x_batch, int64_t y_batch, int64_t time,
+                              int steps, DropoutStream mask) {
+  const int64_t d = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * width, b = blockIdx.z;
+  if (d >= x.cols) return;
+  const Vec<T, width> m = mask.template factors<T, width>(b * x.cols + d);
+  const int64_t begin = (static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y) * steps;
+  const int64_t end = begin + steps < time ? begin + steps : time;
+#pragma unroll 4
+  for (int64_t t = begin; t < end; ++t) {
+    Vec<T, width> v = load_vec<width>(x.data + b * x_batch + t * x.stride + d);
+#pragma unroll
+    for (int i = 0; i < width; ++i) v.x[i] *= m.x[i];
+    store_vec(y.data + b * y_batch + t * y.stride + d, v);
+  }
+}
+#endif
 
 /// CPU: blocks of 1,024 elements along the last collapsed axis, the factors of a block made at once.
 template <class T>
@@ -76,6 +93,31 @@ void dropout_shared_cpu(const Tensor& x, const Tensor& y, const DropoutStream& m
   });
 }
 
+#ifdef EIGENTRACE_WITH_CUDA
+template <class T>
+void dropout_shared_cuda(const Context& ctx, const Tensor& x, const Tensor& y, const DropoutStream& mask) {
+  constexpr int steps = 16;
+  for (const Tensor* t : {&x, &y})
+    if (t->dim(2) != 1 && t->stride(2) != 1)
+      fail("dropout: a mask shared over time needs a dense last axis on a GPU, found " + to_string(*t));
+  const Rows<const T> from{x.data<T>(), x.dim(1), x.dim(2), x.stride(1)};
+  const Rows<T> to{y.data<T>(), y.dim(1), y.dim(2), y.stride(1)};
+  const auto start = [&]<int width>() {
+    const int64_t across = std::min<int64_t>((x.dim(2) + width - 1) / width, 128), down = 128 / across;
+    const dim3 grid(blocks_for(x.dim(2), across * width), blocks_for(x.dim(1), down * steps),
+                    static_cast<unsigned>(x.dim(0)));
+    launch(ctx, shared_kernel<width, T>, grid,
+           dim3(static_cast<unsigned>(across), static_cast<unsigned>(down)), 0, from, to, x.stride(0),
+           y.stride(0), x.dim(1), steps, mask);
+  };
+  constexpr int wide = vec_width<T>;
+  if (rows_are_aligned<T>(x) && rows_are_aligned<T>(y))
+    start.template operator()<wide>();
+  else
+    start.template operator()<1>();
+}
+#endif
+
 }  // namespace
 
 void dropout(Context& ctx, const Tensor& x, double p, uint32_t op, bool shared_over_time, Tensor& y) {
@@ -85,15 +127,16 @@ void dropout(Context& ctx, const Tensor& x, double p, uint32_t op, bool shared_o
   const DropoutStream mask = dropout_stream(ctx, p, op);
   if (x.numel() == 0) return;
   dispatch_floating(ctx, "dropout", x.dtype(), [&]<class T>() {
-    const StridedIndex index = strided_index(x, y, y);
-    if (ctx.device().is_cuda())
-      return for_each_index(ctx, x.numel(),
-                            PerElement<T>{x.data<T>(), y.data<T>(), index, mask,
-                                          shared_over_time ? x.dim(1) : 0, shared_over_time ? x.dim(2) : 1});
+#ifdef EIGENTRACE_WITH_CUDA
+    if (ctx.device().is_cuda()) {
+      if (shared_over_time) return dropout_shared_cuda<T>(ctx, x, y, mask);
+      return map_elements_cuda<T>(ctx, PerElement{mask}, std::array{x}, std::array{y});
+    }
+#endif
     if (shared_over_time)
       dropout_shared_cpu<T>(x, y, mask);
     else
-      dropout_cpu<T>(x.data<T>(), y.data<T>(), index, mask);
+      dropout_cpu<T>(x.data<T>(), y.data<T>(), strided_index(x, y, y), mask);
   });
 }
 

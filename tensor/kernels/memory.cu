@@ -1,23 +1,25 @@
 // fill: y = value.   copy: y = x.   accumulate: y += x.   Any strides.
-#include "tensor/dispatch.h"
+#include "tensor/elements.h"
 #include "tensor/kernels.h"
-#include "tensor/strided.h"
 
 namespace eigentrace::kernels {
 namespace {
 
 template <class T>
 struct Fill {
-  T* y;
   T value;
-  ET_HD void operator()(int64_t to, int64_t, int64_t, int64_t) const { y[to] = value; }
+  ET_HD T operator()() const { return value; }
 };
-template <class T, bool add>
 struct Copy {
-  const T* x;
-  T* y;
-  ET_HD void operator()(int64_t from, int64_t to, int64_t, int64_t) const {
-    y[to] = add ? y[to] + x[from] : x[from];
+  template <class T>
+  ET_HD T operator()(T x) const {
+    return x;
+  }
+};
+struct Add {
+  template <class T>
+  ET_HD T operator()(T x, T y) const {
+    return y + x;
   }
 };
 
@@ -27,7 +29,10 @@ void copy_or_add(Context& ctx, const char* name, const Tensor& x, Tensor& y) {
     fail(std::string(name) + ": x is " + to_string(x) + ", y is " + to_string(y) +
          "; equal shapes and types expected");
   dispatch_floating(ctx, name, x.dtype(), [&]<class T>() {
-    for_each_offset(ctx, strided_index(x, y, y), Copy<T, add>{x.data<T>(), y.data<T>()});
+    if constexpr (add)
+      map_elements<T>(ctx, Add{}, std::array{x, y}, y);
+    else
+      map_elements<T>(ctx, Copy{}, std::array{x}, y);
   });
 }
 
@@ -35,7 +40,7 @@ void copy_or_add(Context& ctx, const char* name, const Tensor& x, Tensor& y) {
 
 void fill(Context& ctx, Tensor& y, double value) {
   dispatch_floating(ctx, "fill", y.dtype(), [&]<class T>() {
-    for_each_offset(ctx, strided_index(y, y, y), Fill<T>{y.data<T>(), static_cast<T>(value)});
+    map_elements<T>(ctx, Fill<T>{static_cast<T>(value)}, std::array<Tensor, 0>{}, y);
   });
 }
 

@@ -2,6 +2,7 @@
 // shape only, each summed on its own, then the blocks' sums in order.
 #include <algorithm>
 
+#include "tensor/column_sums.h"
 #include "tensor/dispatch.h"
 #include "tensor/kernels.h"
 
@@ -20,21 +21,6 @@ Plan plan_of(int64_t outer, int64_t reduced, int64_t inner) {
 }
 
 /// partial[o, k, i] = Σ over block k.
-template <class T>
-struct SumBlock {  // CUDA: one thread an (o, k, i)
-  const T* x;
-  T* partial;
-  Plan plan;
-  ET_HD void operator()(int64_t at) const {
-    const int64_t i = at % plan.inner, k = at / plan.inner % plan.blocks, o = at / plan.inner / plan.blocks;
-    const int64_t begin = k * plan.block;
-    const int64_t end = begin + plan.block < plan.reduced ? begin + plan.block : plan.reduced;
-    T total = 0;
-    for (int64_t r = begin; r < end; ++r) total += x[(o * plan.reduced + r) * plan.inner + i];
-    partial[at] = total;
-  }
-};
-
 template <class T>
 void sum_blocks_cpu(const T* x, T* partial, const Plan& plan) {
   const int64_t inner = plan.inner;
@@ -63,6 +49,19 @@ void sum_blocks_cpu(const T* x, T* partial, const Plan& plan) {
   });
 }
 
+#ifdef EIGENTRACE_WITH_CUDA
+void sum_cuda(Context& ctx, const Tensor& x, int64_t outer, int64_t reduced, int64_t inner, Tensor& y) {
+  const ColumnPlan plan = x.dtype() == DType::f64 ? column_plan<double>(outer, reduced, inner)
+                                                  : column_plan<float>(outer, reduced, inner);
+  const Tensor partial = plan.chunks > 1 ? ctx.empty({outer, plan.chunks, inner}, x.dtype()) : y;
+  dispatch_floating(ctx, "sum", x.dtype(), [&]<class T>() {
+    sum_chunks(ctx, x.data<T>(), plan, DenseSink<T>{partial.data<T>()});
+    if (plan.chunks > 1)
+      sum_rows(ctx, partial.data<T>(), outer, plan.chunks, inner, DenseSink<T>{y.data<T>()});
+  });
+}
+#endif
+
 }  // namespace
 
 void sum(Context& ctx, const Tensor& x, int axis, Tensor& y) {
@@ -78,19 +77,17 @@ void sum(Context& ctx, const Tensor& x, int axis, Tensor& y) {
   int64_t outer = 1, inner = 1;
   for (int a = 0; a < axis; ++a) outer *= x.dim(a);
   for (int a = axis + 1; a < x.rank(); ++a) inner *= x.dim(a);
+#ifdef EIGENTRACE_WITH_CUDA
+  if (ctx.device().is_cuda()) return sum_cuda(ctx, dense, outer, x.dim(axis), inner, y);
+#endif
   const Plan plan = plan_of(outer, x.dim(axis), inner);
   const Tensor partial = plan.blocks > 1 ? ctx.empty({outer, plan.blocks, inner}, x.dtype()) : y;
   if (y.numel() == 0) return;
-  const auto run = [&]<class T>(const Tensor& from, const Tensor& to, const Plan& p) {
-    if (ctx.device().is_cuda())
-      for_each_index(ctx, p.outer * p.blocks * p.inner, SumBlock<T>{from.data<T>(), to.data<T>(), p});
-    else
-      sum_blocks_cpu(from.data<T>(), to.data<T>(), p);
-  };
   dispatch_floating(ctx, "sum", x.dtype(), [&]<class T>() {
-    run.template operator()<T>(dense, partial, plan);
+    require_cpu(ctx, "sum");
+    sum_blocks_cpu(dense.data<T>(), partial.data<T>(), plan);
     if (plan.blocks > 1)
-      run.template operator()<T>(partial, y, Plan{outer, plan.blocks, inner, plan.blocks, 1});
+      sum_blocks_cpu(partial.data<T>(), y.data<T>(), Plan{outer, plan.blocks, inner, plan.blocks, 1});
   });
 }
 

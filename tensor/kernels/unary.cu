@@ -1,9 +1,8 @@
 // Pointwise functions of one argument: y = f(x), dx = dy · f′(x), with x read again in the backward pass.
-#include "tensor/dispatch.h"
+#include "tensor/elements.h"
 #include "tensor/kernels.h"
 #include "tensor/math.h"
 #include "tensor/normal.h"
-#include "tensor/strided.h"
 
 namespace eigentrace::kernels {
 namespace {
@@ -119,18 +118,18 @@ struct EluPlusOne {  // the feature map of linear attention: positive
   }
 };
 
-template <class F, class T>
+template <class F>
 struct Forward {
-  const T* x;
-  T* y;
-  ET_HD void operator()(int64_t from, int64_t to, int64_t, int64_t) const { y[to] = F::value(x[from]); }
+  template <class T>
+  ET_HD T operator()(T x) const {
+    return F::value(x);
+  }
 };
-template <class F, class T>
+template <class F>
 struct BackwardOf {
-  const T *x, *dy;
-  T* dx;
-  ET_HD void operator()(int64_t at, int64_t from, int64_t to, int64_t) const {
-    dx[to] = dy[from] * F::derivative(x[at]);
+  template <class T>
+  ET_HD T operator()(T x, T dy) const {
+    return dy * F::derivative(x);
   }
 };
 
@@ -171,22 +170,16 @@ const char* name_of(Unary f) {
 
 void unary(Context& ctx, Unary f, const Tensor& x, Tensor& y) {
   if (!(x.shape() == y.shape())) fail("unary: y is " + to_string(y) + ", x is " + to_string(x));
-  const StridedIndex index = strided_index(x, y, y);
   dispatch_floating(ctx, "unary", x.dtype(), [&]<class T>() {
-    with_function(f, [&]<class F>() {
-      for_each_offset(ctx, index, Forward<F, T>{x.data<T>(), y.data<T>()});
-    });
+    with_function(f, [&]<class F>() { map_elements<T>(ctx, Forward<F>{}, std::array{x}, y); });
   });
 }
 
 void unary_backward(Context& ctx, Unary f, const Tensor& x, const Tensor& dy, Tensor& dx) {
   if (!(x.shape() == dy.shape() && x.shape() == dx.shape()))
     fail("unary_backward: x is " + to_string(x) + ", dy " + to_string(dy) + ", dx " + to_string(dx));
-  const StridedIndex index = strided_index(x, dy, dx);
   dispatch_floating(ctx, "unary_backward", x.dtype(), [&]<class T>() {
-    with_function(f, [&]<class F>() {
-      for_each_offset(ctx, index, BackwardOf<F, T>{x.data<T>(), dy.data<T>(), dx.data<T>()});
-    });
+    with_function(f, [&]<class F>() { map_elements<T>(ctx, BackwardOf<F>{}, std::array{x, dy}, dx); });
   });
 }
 
