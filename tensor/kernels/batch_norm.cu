@@ -3,43 +3,24 @@
 //   training:   dx = w r (dy − Σ dy/R − x̂ Σ(dy x̂)/R)      evaluation (mean, var given): dx = w r dy
 //   dw = Σ dy x̂,  db = Σ dy
 // Mean and variance are found block by block of rows (each block around its own mean) and merged in order:
-// M2 = M2ₐ + M2ᵦ + δ² nₐnᵦ/n, the update of Chan, Golub and LeVeque (1979).
+// M2 = M2ₐ + M2ᵦ + δ² nₐnᵦ/n, the update of Chan, Golub and LeVeque (1979). The CUDA bodies are in
+// batch_norm_cuda.cuh.
 #include <algorithm>
 #include <cmath>
 
 #include "tensor/dispatch.h"
 #include "tensor/kernels.h"
+#include "tensor/kernels/batch_norm_cuda.cuh"
 
 namespace eigentrace::kernels {
 namespace {
 
-struct Blocks {
-  int64_t size, count;
-};
-Blocks blocks_of(int64_t rows) {
-  const int64_t size = std::max<int64_t>(16, (rows + 127) / 128);
+Blocks blocks_of(const Context& ctx, int64_t rows) {
+  const int64_t size = ctx.device().is_cuda() ? batch_norm_rows : std::max<int64_t>(16, (rows + 127) / 128);
   return {size, (rows + size - 1) / size};
 }
 
 /// means[k, i], squares[k, i]: mean of block k of column i, and Σ (x − that mean)².
-template <class T>
-struct BlockMoments {  // CUDA: a thread a (block, column)
-  Rows<T> x;
-  T *means, *squares;
-  Blocks blocks;
-  ET_HD void operator()(int64_t k, int64_t i) const {
-    const int64_t begin = k * blocks.size;
-    const int64_t end = begin + blocks.size < x.rows ? begin + blocks.size : x.rows;
-    T mean = 0, square = 0;
-    for (int64_t r = begin; r < end; ++r) mean += x.data[r * x.stride + i];
-    mean /= static_cast<T>(end - begin);
-    for (int64_t r = begin; r < end; ++r)
-      square += (x.data[r * x.stride + i] - mean) * (x.data[r * x.stride + i] - mean);
-    means[k * x.cols + i] = mean;
-    squares[k * x.cols + i] = square;
-  }
-};
-
 template <class T>
 void block_moments_cpu(const Rows<T>& x, T* means, T* squares, const Blocks& blocks) {
   parallel_rows(blocks.count, [&](int64_t k) {
@@ -61,28 +42,12 @@ void block_moments_cpu(const Rows<T>& x, T* means, T* squares, const Blocks& blo
 }
 
 template <class T>
-struct Merge {  // a thread a column
-  const T *means, *squares;
-  Blocks blocks;
-  int64_t rows, columns;
-  T *mean, *rstd, *running_mean, *running_var;  // running: null or updated
-  T epsilon, momentum;
+struct Merge {  // of a column
+  MergedBlocks<T> m;
   ET_HD void operator()(int64_t i) const {
-    T m = means[i], square = squares[i];
-    int64_t n = blocks.size < rows ? blocks.size : rows;
-    for (int64_t k = 1; k < blocks.count; ++k) {
-      const int64_t added = (k + 1) * blocks.size < rows ? blocks.size : rows - k * blocks.size;
-      const T delta = means[k * columns + i] - m, share = static_cast<T>(added) / static_cast<T>(n + added);
-      square += squares[k * columns + i] + delta * delta * static_cast<T>(n) * share;
-      m += delta * share;
-      n += added;
-    }
-    const T var = square / static_cast<T>(rows);
-    mean[i] = m;
-    rstd[i] = T(1) / sqrt(var + epsilon);
-    if (!running_mean) return;
-    running_mean[i] = momentum * running_mean[i] + (T(1) - momentum) * m;
-    running_var[i] = momentum * running_var[i] + (T(1) - momentum) * var;
+    Moments<T> all = m.block(0, i);
+    for (int64_t k = 1; k < m.blocks.count; ++k) all.add(m.block(k, i));
+    m.write(i, all);
   }
 };
 
@@ -104,23 +69,11 @@ struct Apply {
 };
 
 template <class T>
-struct BlockSums {  // CUDA: a thread a (block, column); Σ dy and Σ dy x̂
+struct BlockSums {  // Σ dy and Σ dy x̂ of each block
   Rows<T> x, dy;
   const T *mean, *rstd;
   T *sum_weight, *sum_bias;
   Blocks blocks;
-  ET_HD void operator()(int64_t k, int64_t i) const {
-    const int64_t begin = k * blocks.size;
-    const int64_t end = begin + blocks.size < x.rows ? begin + blocks.size : x.rows;
-    T dw = 0, db = 0;
-    for (int64_t r = begin; r < end; ++r) {
-      const T g = dy.data[r * dy.stride + i];
-      dw += g * ((x.data[r * x.stride + i] - mean[i]) * rstd[i]);
-      db += g;
-    }
-    sum_weight[k * x.cols + i] = dw;
-    sum_bias[k * x.cols + i] = db;
-  }
 };
 
 template <class T>
@@ -159,7 +112,7 @@ struct BackwardX {
 
 void batch_norm(Context& ctx, const BatchNorm& n) {
   const int64_t width = n.x.dim(-1);
-  const Blocks blocks = blocks_of(width == 0 ? 0 : n.x.numel() / width);
+  const Blocks blocks = blocks_of(ctx, width == 0 ? 0 : n.x.numel() / width);
   Tensor means, squares;
   if (n.training) {
     if (blocks.count == 0) fail("batch_norm: x has no rows to take statistics of: " + to_string(n.x));
@@ -171,21 +124,38 @@ void batch_norm(Context& ctx, const BatchNorm& n) {
     T *mean = n.mean.data<T>(), *rstd = n.rstd.data<T>();
     const bool running = n.running_mean.defined();
     if (n.training) {
-      if (ctx.device().is_cuda())
-        for_each_in_rows(ctx, blocks.count, width,
-                         BlockMoments<T>{x, means.data<T>(), squares.data<T>(), blocks});
-      else
+      const MergedBlocks<T> merged{means.data<T>(),
+                                   squares.data<T>(),
+                                   blocks,
+                                   x.rows,
+                                   width,
+                                   mean,
+                                   rstd,
+                                   running ? n.running_mean.data<T>() : nullptr,
+                                   running ? n.running_var.data<T>() : nullptr,
+                                   static_cast<T>(n.epsilon),
+                                   static_cast<T>(n.momentum)};
+#ifdef EIGENTRACE_WITH_CUDA
+      if (ctx.device().is_cuda()) batch_moments_cuda(ctx, x, merged);
+#endif
+      if (!ctx.device().is_cuda()) {
         block_moments_cpu(x, means.data<T>(), squares.data<T>(), blocks);
-      for_each_index(
-          ctx, width,
-          Merge<T>{means.data<T>(), squares.data<T>(), blocks, x.rows, width, mean, rstd,
-                   running ? n.running_mean.data<T>() : nullptr, running ? n.running_var.data<T>() : nullptr,
-                   static_cast<T>(n.epsilon), static_cast<T>(n.momentum)});
+        for_each_index(ctx, width, Merge<T>{merged});
+      }
     } else {
       mean = n.running_mean.data<T>();
       for_each_index(ctx, width,
                      ReciprocalDeviation<T>{n.running_var.data<T>(), rstd, static_cast<T>(n.epsilon)});
     }
+#ifdef EIGENTRACE_WITH_CUDA
+    if (ctx.device().is_cuda()) {
+      const auto row = [&](const Tensor& v) { return v.expand(n.x.shape()); };
+      return map_elements_cuda<T>(
+          ctx, BatchNormApply{},
+          std::array{n.x, row(n.training ? n.mean : n.running_mean), row(n.rstd), row(n.weight), row(n.bias)},
+          std::array{n.y});
+    }
+#endif
     for_each_in_rows(ctx, x.rows, width, Apply<T>{x, y, mean, rstd, n.weight.data<T>(), n.bias.data<T>()});
   });
 }
@@ -194,7 +164,11 @@ void batch_norm_backward(Context& ctx, const Tensor& x, const Tensor& weight, co
                          const Tensor& rstd, bool training, const Tensor& dy, Tensor& dx, Tensor& dweight,
                          Tensor& dbias) {
   const int64_t width = x.dim(-1);
-  const Blocks blocks = blocks_of(width == 0 ? 0 : x.numel() / width);
+#ifdef EIGENTRACE_WITH_CUDA
+  if (ctx.device().is_cuda())
+    return batch_norm_backward_cuda(ctx, x, weight, mean, rstd, training, dy, dx, dweight, dbias);
+#endif
+  const Blocks blocks = blocks_of(ctx, width == 0 ? 0 : x.numel() / width);
   const Tensor sum_weight = ctx.empty({blocks.count, width}, x.dtype());
   const Tensor sum_bias = ctx.empty({blocks.count, width}, x.dtype());
   dispatch_floating(ctx, "batch_norm_backward", x.dtype(), [&]<class T>() {
@@ -205,10 +179,8 @@ void batch_norm_backward(Context& ctx, const Tensor& x, const Tensor& weight, co
                             sum_weight.data<T>(),
                             sum_bias.data<T>(),
                             blocks};
-    if (ctx.device().is_cuda())
-      for_each_in_rows(ctx, blocks.count, width, sums);
-    else
-      block_sums_cpu(sums);
+    require_cpu(ctx, "batch_norm_backward");
+    block_sums_cpu(sums);
   });
   sum(ctx, sum_weight, 0, dweight);
   sum(ctx, sum_bias, 0, dbias);

@@ -2,110 +2,29 @@
 // SiLU(z).
 //   dz = dy or dy SiLU′(z) with z recomputed,  dx_t = Σ_k w_k dz_{t+K−1−k},  dw_k = Σ dz_t x_{t−K+1+k},
 //   db = Σ dz_t: sums over fixed blocks of time, then over the blocks in order.
+// The CUDA bodies are in causal_conv1d_cuda.cuh.
 #include <algorithm>
 
 #include "tensor/dispatch.h"
 #include "tensor/kernels.h"
+#include "tensor/kernels/causal_conv1d_cuda.cuh"
 #include "tensor/math.h"
 
 namespace eigentrace::kernels {
 namespace {
 
 constexpr int64_t channel_strip =
-    64;                              // channels of an item: taps and running sums stay in registers and cache
-constexpr int64_t time_block = 512;  // steps whose weight gradient is one partial sum
-constexpr int64_t time_tile = 32;    // steps whose dz are held at once
-
-template <class T>
-struct Conv {
-  const T *x, *weight, *bias;
-  int64_t batch, time, channels, taps, x_batch, x_time;
-  bool silu;
-
-  ET_HD T z(int64_t b, int64_t t, int64_t c) const {
-    T sum = bias[c];
-    for (int64_t k = t < taps - 1 ? taps - 1 - t : 0; k < taps; ++k)
-      sum += weight[c * taps + k] * x[b * x_batch + (t - taps + 1 + k) * x_time + c];
-    return sum;
-  }
-  ET_HD T slope(T z) const {  // SiLU′ or 1
-    if (!silu) return T(1);
-    const T s = sigmoid(z);
-    return s * (T(1) + z * (T(1) - s));
-  }
-};
-
-// --- CUDA: a thread an element ---
-
-template <class T>
-struct Forward {
-  Conv<T> conv;
-  T* y;
-  ET_HD void operator()(int64_t at) const {
-    const int64_t c = at % conv.channels, row = at / conv.channels;
-    const T z = conv.z(row / conv.time, row % conv.time, c);
-    y[at] = conv.silu ? z * sigmoid(z) : z;
-  }
-};
-template <class T>
-struct BackwardX {
-  Conv<T> conv;
-  const T* dy;
-  int64_t dy_batch, dy_time;
-  T* dx;
-  int64_t dx_batch, dx_time;
-  ET_HD void operator()(int64_t at) const {
-    const int64_t c = at % conv.channels, row = at / conv.channels, b = row / conv.time, t = row % conv.time;
-    T sum = 0;
-    for (int64_t k = 0; k < conv.taps; ++k) {
-      const int64_t u = t + conv.taps - 1 - k;
-      if (u >= conv.time) continue;
-      const T dz = dy[b * dy_batch + u * dy_time + c] * conv.slope(conv.silu ? conv.z(b, u, c) : T(0));
-      sum += conv.weight[c * conv.taps + k] * dz;
-    }
-    dx[b * dx_batch + t * dx_time + c] = sum;
-  }
-};
-template <class T>
-struct BackwardParameters {  // a thread a (block of time, tap, channel); tap K is the bias
-  Conv<T> conv;
-  const T* dy;
-  int64_t dy_batch, dy_time, blocks;
-  T* partial;  // [B · blocks, K + 1, C]
-  ET_HD void operator()(int64_t at) const {
-    const int64_t c = at % conv.channels, k = at / conv.channels % (conv.taps + 1);
-    const int64_t item = at / conv.channels / (conv.taps + 1), b = item / blocks;
-    const int64_t begin = item % blocks * time_block;
-    const int64_t end = begin + time_block < conv.time ? begin + time_block : conv.time;
-    T sum = 0;
-    for (int64_t t = begin; t < end; ++t) {
-      const T dz = dy[b * dy_batch + t * dy_time + c] * conv.slope(conv.silu ? conv.z(b, t, c) : T(0));
-      const int64_t from = t - conv.taps + 1 + k;
-      if (k == conv.taps)
-        sum += dz;
-      else if (from >= 0)
-        sum += dz * conv.x[b * conv.x_batch + from * conv.x_time + c];
-    }
-    partial[at] = sum;
-  }
-};
-template <class T>
-struct GatherParameters {  // dw[c, k], db[c] from their sums [K + 1, C]
-  const T* sums;
-  T *dweight, *dbias;
-  int64_t channels, taps;
-  ET_HD void operator()(int64_t k, int64_t c) const {
-    if (k < taps && dweight) dweight[c * taps + k] = sums[k * channels + c];
-    if (k == taps && dbias) dbias[c] = sums[k * channels + c];
-  }
-};
+    64;  // channels of an item: taps and running sums stay in registers and cache
+constexpr int64_t time_block = conv_time_block;
+constexpr int64_t time_tile = 32;  // steps whose dz are held at once
 
 // --- CPU: an item is a strip of channels over a block of time. whole_strips: every strip is full, so that
 // the inner loops have a fixed length ---
 
 /// z of n channels from `c` at step t; w: the strip's taps as [K, strip].
 template <class T>
-ET_HD void pre_activation(const Conv<T>& conv, const T* w, int64_t b, int64_t t, int64_t c, int64_t n, T* z) {
+ET_HD void pre_activation(const CausalConv<T>& conv, const T* w, int64_t b, int64_t t, int64_t c, int64_t n,
+                          T* z) {
   const T* bias = conv.bias + c;
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) z[i] = bias[i];
@@ -118,7 +37,7 @@ ET_HD void pre_activation(const Conv<T>& conv, const T* w, int64_t b, int64_t t,
 }
 
 template <class T>
-std::vector<T> strip_taps(const Conv<T>& conv, int64_t c, int64_t n) {
+std::vector<T> strip_taps(const CausalConv<T>& conv, int64_t c, int64_t n) {
   std::vector<T> w(static_cast<size_t>(conv.taps * channel_strip));
   for (int64_t k = 0; k < conv.taps; ++k)
     for (int64_t i = 0; i < n; ++i)
@@ -127,7 +46,7 @@ std::vector<T> strip_taps(const Conv<T>& conv, int64_t c, int64_t n) {
 }
 
 template <bool whole_strips, class T>
-void forward_cpu(const Conv<T>& conv, T* y) {
+void forward_cpu(const CausalConv<T>& conv, T* y) {
   const int64_t strips = (conv.channels + channel_strip - 1) / channel_strip;
   const int64_t blocks = (conv.time + time_block - 1) / time_block;
   parallel_rows(conv.batch * blocks * strips, [&](int64_t item) {
@@ -149,17 +68,8 @@ void forward_cpu(const Conv<T>& conv, T* y) {
   });
 }
 
-template <class T>
-struct Gradients {
-  const T* dy;
-  int64_t dy_batch, dy_time;
-  T* dx;  // null: not wanted
-  int64_t dx_batch, dx_time;
-  T* partial;  // [B · blocks, K + 1, C] or null
-};
-
 template <bool whole_strips, class T>
-void backward_cpu(const Conv<T>& conv, const Gradients<T>& g) {
+void backward_cpu(const CausalConv<T>& conv, const ConvGradients<T>& g) {
   const int64_t strips = (conv.channels + channel_strip - 1) / channel_strip;
   const int64_t blocks = (conv.time + time_block - 1) / time_block, taps = conv.taps;
   parallel_rows(conv.batch * blocks * strips, [&](int64_t item) {
@@ -221,7 +131,7 @@ void backward_cpu(const Conv<T>& conv, const Gradients<T>& g) {
 }
 
 template <class T>
-Conv<T> conv_of(const Tensor& x, const Tensor& weight, const Tensor& bias, bool silu) {
+CausalConv<T> conv_of(const Tensor& x, const Tensor& weight, const Tensor& bias, bool silu) {
   return {x.data<T>(), weight.data<T>(), bias.data<T>(), x.dim(0),    x.dim(1),
           x.dim(2),    weight.dim(2),    x.stride(0),    x.stride(1), silu};
 }
@@ -244,10 +154,12 @@ void causal_conv1d(Context& ctx, const Tensor& x, const Tensor& weight, const Te
   check("causal_conv1d", x, weight, bias, y);
   if (!y.contiguous()) fail("causal_conv1d: a contiguous y expected, found " + to_string(y));
   dispatch_floating(ctx, "causal_conv1d", x.dtype(), [&]<class T>() {
-    const Conv<T> conv = conv_of<T>(x, weight, bias, silu);
-    if (ctx.device().is_cuda())
-      for_each_index(ctx, x.numel(), Forward<T>{conv, y.data<T>()});
-    else if (conv.channels % channel_strip == 0)
+    const CausalConv<T> conv = conv_of<T>(x, weight, bias, silu);
+#ifdef EIGENTRACE_WITH_CUDA
+    if (ctx.device().is_cuda()) return conv_forward_cuda(ctx, conv, y.data<T>());
+#endif
+    require_cpu(ctx, "causal_conv1d");
+    if (conv.channels % channel_strip == 0)
       forward_cpu<true>(conv, y.data<T>());
     else
       forward_cpu<false>(conv, y.data<T>());
@@ -259,39 +171,48 @@ void causal_conv1d_backward(Context& ctx, const Tensor& x, const Tensor& weight,
   check("causal_conv1d_backward", x, weight, bias, dy);
   if (dx.defined()) check("causal_conv1d_backward", x, weight, bias, dx);
   const int64_t taps = weight.dim(2), channels = x.dim(2);
-  const int64_t blocks = (x.dim(1) + time_block - 1) / time_block;
+  const int64_t blocks = ctx.device().is_cuda() ? conv_pieces(x.shape(), taps)
+                                                : x.dim(0) * ((x.dim(1) + time_block - 1) / time_block);
   const bool parameters = dweight.defined() || dbias.defined();
   Tensor partial, sums;
   if (parameters) {
-    partial = ctx.empty({x.dim(0) * blocks, (taps + 1) * channels}, x.dtype());
-    sums = ctx.empty({(taps + 1) * channels}, x.dtype());
+    partial = ctx.empty({blocks, (taps + 1) * channels}, x.dtype());
+    if (!ctx.device().is_cuda()) sums = ctx.empty({(taps + 1) * channels}, x.dtype());
   }
   dispatch_floating(ctx, "causal_conv1d_backward", x.dtype(), [&]<class T>() {
-    const Conv<T> conv = conv_of<T>(x, weight, bias, silu);
+    const CausalConv<T> conv = conv_of<T>(x, weight, bias, silu);
     T* to = dx.defined() ? dx.data<T>() : nullptr;
-    const int64_t dx_batch = to ? dx.stride(0) : 0, dx_time = to ? dx.stride(1) : 0;
-    T* part = parameters ? partial.data<T>() : nullptr;
+    const ConvGradients<T> g{dy.data<T>(),
+                             dy.stride(0),
+                             dy.stride(1),
+                             to,
+                             to ? dx.stride(0) : 0,
+                             to ? dx.stride(1) : 0,
+                             parameters ? partial.data<T>() : nullptr};
+#ifdef EIGENTRACE_WITH_CUDA
     if (ctx.device().is_cuda()) {
-      if (to)
-        for_each_index(ctx, x.numel(),
-                       BackwardX<T>{conv, dy.data<T>(), dy.stride(0), dy.stride(1), to, dx_batch, dx_time});
-      if (part)
-        for_each_index(ctx, partial.numel(),
-                       BackwardParameters<T>{conv, dy.data<T>(), dy.stride(0), dy.stride(1), blocks, part});
-    } else {
-      const Gradients<T> g{dy.data<T>(), dy.stride(0), dy.stride(1), to, dx_batch, dx_time, part};
-      if (conv.channels % channel_strip == 0)
-        backward_cpu<true>(conv, g);
-      else
-        backward_cpu<false>(conv, g);
+      conv_backward_cuda(ctx, conv, g, blocks);
+      const ConvSink<T> sink{dweight.defined() ? dweight.data<T>() : nullptr,
+                             dbias.defined() ? dbias.data<T>() : nullptr, channels, taps};
+      if (parameters) sum_rows(ctx, g.partial, 1, blocks, (taps + 1) * channels, sink);
+      return;
     }
+#endif
+    require_cpu(ctx, "causal_conv1d_backward");
+    if (conv.channels % channel_strip == 0)
+      backward_cpu<true>(conv, g);
+    else
+      backward_cpu<false>(conv, g);
   });
-  if (!parameters) return;
+  if (!sums.defined()) return;
   sum(ctx, partial, 0, sums);
   dispatch_floating(ctx, "causal_conv1d_backward", x.dtype(), [&]<class T>() {
-    for_each_in_rows(ctx, taps + 1, channels,
-                     GatherParameters<T>{sums.data<T>(), dweight.defined() ? dweight.data<T>() : nullptr,
-                                         dbias.defined() ? dbias.data<T>() : nullptr, channels, taps});
+    const T* all = sums.data<T>();
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t k = 0; k < taps && dweight.defined(); ++k)
+        dweight.data<T>()[c * taps + k] = all[k * channels + c];
+      if (dbias.defined()) dbias.data<T>()[c] = all[taps * channels + c];
+    }
   });
 }
 

@@ -1,40 +1,21 @@
 // LayerNorm over the last axis, rows; x̂ = (x − mean) r, r = 1/√(var + ε), biased variance; y = x̂ w + b.
 //   with g = dy w:  dx = r (g − mean(g) − x̂ mean(g x̂)),  dw = Σ_rows dy x̂,  db = Σ_rows dy
 // RMSNorm is the same with mean ≡ 0 (and no mean(g) in dx), var = mean(x²), no bias.
+// The CUDA bodies are in layer_norm_cuda.cuh.
 // Residual form: x = a + dropout(branch) first; da = dx + dsum, dbranch = mask da / (1 − p).
 #include <algorithm>
 #include <cmath>
 
-#include "tensor/block_sum.h"
 #include "tensor/dispatch.h"
 #include "tensor/dropout_stream.h"
 #include "tensor/kernels.h"
+#include "tensor/kernels/layer_norm_cuda.cuh"
 
 namespace eigentrace::kernels {
 namespace {
 
 template <class T>
-struct Forward {
-  Rows<T> x, y;
-  Rows<T> branch, sum;  // residual form: branch.data set
-  const T *weight, *bias;
-  T *mean, *rstd, epsilon;
-  bool centred;
-  DropoutStream mask;  // threshold 0: none
-};
-
-template <class T>
-struct BackwardOf {
-  Rows<T> x, dy, dsum, dx, dbranch;  // data null: absent
-  const T *weight, *mean, *rstd;
-  T *partial_weight, *partial_bias;  // [blocks, D] or null
-  int64_t rows_per_block;
-  bool centred;
-  DropoutStream mask;
-};
-
-template <class T>
-void forward_row_cpu(const Forward<T>& f, int64_t row, T* factors) {
+void forward_row_cpu(const NormForwardRows<T>& f, int64_t row, T* factors) {
   const int64_t n = f.y.cols;
   const T* x = f.x.data + row * f.x.stride;
   T* y = f.y.data + row * f.y.stride;
@@ -73,7 +54,7 @@ void forward_row_cpu(const Forward<T>& f, int64_t row, T* factors) {
 }
 
 template <class T>
-void backward_row_cpu(const BackwardOf<T>& f, int64_t row, T* dw, T* db, T* factors) {
+void backward_row_cpu(const NormBackwardRows<T>& f, int64_t row, T* dw, T* db, T* factors) {
   const int64_t n = f.dy.cols;
   const T* x = f.x.data + row * f.x.stride;
   const T* dy = f.dy.data + row * f.dy.stride;
@@ -114,82 +95,12 @@ void backward_row_cpu(const BackwardOf<T>& f, int64_t row, T* dw, T* db, T* fact
   }
 }
 
-#ifdef EIGENTRACE_WITH_CUDA
 template <class T>
-__global__ void forward_kernel(Forward<T> f) {  // a block a row
-  const int64_t row = blockIdx.x, n = f.y.cols;
-  const T* x = f.x.data + row * f.x.stride;
-  if (f.branch.data) {
-    T* sum = f.sum.data + row * f.sum.stride;
-    for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
-      const T m = f.mask.threshold ? f.mask.template factor<T>(row * n + i) : T(1);
-      sum[i] = x[i] + f.branch.data[row * f.branch.stride + i] * m;
-    }
-    x = sum;
-  }
-  T mean = 0, squares = 0;
-  if (f.centred) {
-    for (int64_t i = threadIdx.x; i < n; i += blockDim.x) mean += x[i];
-    mean = block_sum(mean) / static_cast<T>(n);
-  }
-  for (int64_t i = threadIdx.x; i < n; i += blockDim.x) squares += (x[i] - mean) * (x[i] - mean);
-  const T rstd = T(1) / sqrt(block_sum(squares) / static_cast<T>(n) + f.epsilon);
-  if (threadIdx.x == 0) {
-    if (f.centred) f.mean[row] = mean;
-    f.rstd[row] = rstd;
-  }
-  for (int64_t i = threadIdx.x; i < n; i += blockDim.x)
-    f.y.data[row * f.y.stride + i] = (x[i] - mean) * rstd * f.weight[i] + (f.bias ? f.bias[i] : T(0));
-}
-
-template <class T>
-__global__ void backward_kernel(BackwardOf<T> f) {  // a block a row: dx and dbranch
-  const int64_t row = blockIdx.x, n = f.dy.cols;
-  const T* x = f.x.data + row * f.x.stride;
-  const T* dy = f.dy.data + row * f.dy.stride;
-  const T mean = f.centred ? f.mean[row] : T(0), rstd = f.rstd[row];
-  T sum_g = 0, sum_gx = 0;
-  for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
-    const T g = dy[i] * f.weight[i];
-    sum_g += g;
-    sum_gx += g * ((x[i] - mean) * rstd);
-  }
-  sum_g = f.centred ? block_sum(sum_g) / static_cast<T>(n) : T(0);
-  sum_gx = block_sum(sum_gx) / static_cast<T>(n);
-  for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
-    const T g = rstd * (dy[i] * f.weight[i] - sum_g - (x[i] - mean) * rstd * sum_gx);
-    const T dx = g + (f.dsum.data ? f.dsum.data[row * f.dsum.stride + i] : T(0));
-    f.dx.data[row * f.dx.stride + i] = dx;
-    if (f.dbranch.data)
-      f.dbranch.data[row * f.dbranch.stride + i] = dx * f.mask.template factor<T>(row * n + i);
-  }
-}
-
-template <class T>
-struct ParameterPartials {  // a thread a (block of rows, column)
-  BackwardOf<T> f;
-  ET_HD void operator()(int64_t at) const {
-    const int64_t column = at % f.dy.cols, begin = at / f.dy.cols * f.rows_per_block;
-    const int64_t end = begin + f.rows_per_block < f.dy.rows ? begin + f.rows_per_block : f.dy.rows;
-    T dw = 0, db = 0;
-    for (int64_t row = begin; row < end; ++row) {
-      const T dy = f.dy.data[row * f.dy.stride + column];
-      const T mean = f.centred ? f.mean[row] : T(0);
-      dw += dy * ((f.x.data[row * f.x.stride + column] - mean) * f.rstd[row]);
-      db += dy;
-    }
-    f.partial_weight[at] = dw;
-    f.partial_bias[at] = db;
-  }
-};
-#endif
-
-template <class T>
-void run_forward(Context& ctx, const Forward<T>& f) {
+void run_forward(Context& ctx, const NormForwardRows<T>& f) {
   if (f.y.rows == 0) return;
 #ifdef EIGENTRACE_WITH_CUDA
   if (ctx.device().is_cuda()) {
-    launch(ctx, forward_kernel<T>, static_cast<unsigned>(f.y.rows), 128, 0, f);
+    norm_forward_cuda(ctx, f);
     return;
   }
 #endif
@@ -203,16 +114,7 @@ void run_forward(Context& ctx, const Forward<T>& f) {
 }
 
 template <class T>
-void run_backward(Context& ctx, const BackwardOf<T>& f, int64_t blocks) {
-#ifdef EIGENTRACE_WITH_CUDA
-  if (ctx.device().is_cuda()) {
-    if (f.dx.data && f.dy.rows > 0) {
-      launch(ctx, backward_kernel<T>, static_cast<unsigned>(f.dy.rows), 128, 0, f);
-    }
-    if (f.partial_weight) for_each_index(ctx, blocks * f.dy.cols, ParameterPartials<T>{f});
-    return;
-  }
-#endif
+void run_backward(Context& ctx, const NormBackwardRows<T>& f, int64_t blocks) {
   require_cpu(ctx, "layer_norm_backward");
   parallel_rows(blocks, [&](int64_t block) {
     std::vector<T> factors(f.dbranch.data ? static_cast<size_t>(f.dy.cols) + 8 : 0);
@@ -247,48 +149,53 @@ void layer_norm(Context& ctx, const NormForward& n) {
   DropoutStream mask = dropout_stream(ctx, n.p, n.random_op);
   if (n.p == 0) mask.threshold = 0;
   dispatch_floating(ctx, "layer_norm", n.x.dtype(), [&]<class T>() {
-    Forward<T> f{rows_of<T>(n.x, "layer_norm: x"),
-                 rows_of<T>(n.y, "layer_norm: y"),
-                 optional_rows<T>(n.branch, "layer_norm: branch"),
-                 optional_rows<T>(n.sum, "layer_norm: sum"),
-                 n.weight.data<T>(),
-                 n.bias.defined() ? n.bias.data<T>() : nullptr,
-                 n.mean.defined() ? n.mean.data<T>() : nullptr,
-                 n.rstd.data<T>(),
-                 static_cast<T>(n.epsilon),
-                 n.mean.defined(),
-                 mask};
+    NormForwardRows<T> f{rows_of<T>(n.x, "layer_norm: x"),
+                         rows_of<T>(n.y, "layer_norm: y"),
+                         optional_rows<T>(n.branch, "layer_norm: branch"),
+                         optional_rows<T>(n.sum, "layer_norm: sum"),
+                         n.weight.data<T>(),
+                         n.bias.defined() ? n.bias.data<T>() : nullptr,
+                         n.mean.defined() ? n.mean.data<T>() : nullptr,
+                         n.rstd.data<T>(),
+                         static_cast<T>(n.epsilon),
+                         n.mean.defined(),
+                         mask};
     run_forward(ctx, f);
   });
 }
 
 void layer_norm_backward(Context& ctx, const NormBackward& n) {
   const int64_t width = n.x.dim(-1), rows = width == 0 ? 0 : n.x.numel() / width;
-  const int64_t per_block = std::max<int64_t>(16, (rows + 127) / 128);
+  const bool cuda = ctx.device().is_cuda();  // there a block is a group of warps, here a piece of work
+  const int64_t per_block = cuda ? norm_rows_per_block(rows) : std::max<int64_t>(16, (rows + 127) / 128);
   const int64_t blocks = (rows + per_block - 1) / per_block;
   Tensor partial_weight, partial_bias;
   if (n.dweight.defined() || n.dbias.defined()) {
-    partial_weight = ctx.empty({blocks, width}, n.x.dtype());
-    partial_bias = ctx.empty({blocks, width}, n.x.dtype());
+    partial_weight = ctx.empty({cuda ? 2 * blocks : blocks, width}, n.x.dtype());
+    if (!cuda) partial_bias = ctx.empty({blocks, width}, n.x.dtype());
   }
   DropoutStream mask = dropout_stream(ctx, n.p, n.random_op);
   if (n.p == 0) mask.threshold = 0;
   dispatch_floating(ctx, "layer_norm_backward", n.x.dtype(), [&]<class T>() {
-    BackwardOf<T> f{rows_of<T>(n.x, "layer_norm_backward: x"),
-                    rows_of<T>(n.dy, "layer_norm_backward: dy"),
-                    optional_rows<T>(n.dsum, "layer_norm_backward: dsum"),
-                    optional_rows<T>(n.dx, "layer_norm_backward: dx"),
-                    optional_rows<T>(n.dbranch, "layer_norm_backward: dbranch"),
-                    n.weight.data<T>(),
-                    n.mean.defined() ? n.mean.data<T>() : nullptr,
-                    n.rstd.data<T>(),
-                    partial_weight.defined() ? partial_weight.data<T>() : nullptr,
-                    partial_bias.defined() ? partial_bias.data<T>() : nullptr,
-                    per_block,
-                    n.mean.defined(),
-                    mask};
+    NormBackwardRows<T> f{rows_of<T>(n.x, "layer_norm_backward: x"),
+                          rows_of<T>(n.dy, "layer_norm_backward: dy"),
+                          optional_rows<T>(n.dsum, "layer_norm_backward: dsum"),
+                          optional_rows<T>(n.dx, "layer_norm_backward: dx"),
+                          optional_rows<T>(n.dbranch, "layer_norm_backward: dbranch"),
+                          n.weight.data<T>(),
+                          n.mean.defined() ? n.mean.data<T>() : nullptr,
+                          n.rstd.data<T>(),
+                          partial_weight.defined() ? partial_weight.data<T>() : nullptr,
+                          partial_bias.defined() ? partial_bias.data<T>() : nullptr,
+                          per_block,
+                          n.mean.defined(),
+                          mask};
+#ifdef EIGENTRACE_WITH_CUDA
+    if (cuda) return norm_backward_cuda(ctx, f, blocks, n.dweight, n.dbias);
+#endif
     run_backward(ctx, f, blocks);
   });
+  if (cuda) return;
   Tensor dweight = n.dweight, dbias = n.dbias;
   if (dweight.defined()) sum(ctx, partial_weight, 0, dweight);
   if (dbias.defined()) sum(ctx, partial_bias, 0, dbias);

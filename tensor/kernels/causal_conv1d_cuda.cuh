@@ -1,0 +1,333 @@
+#pragma once
+// What both bodies of causal_conv1d.cu share, and its CUDA bodies.
+//
+// Four taps: a thread owns a pack of channels (16 bytes where rows allow) over a piece of time, the last
+// steps of x in registers, so that x is read once and y written once (and three steps more at the start of a
+// piece, from the cache). Backward in one pass: dz of a step is made once (three steps more at the end of a
+// piece), dx leaves three steps later, and dw and db of the piece stay in registers; the pieces of a block
+// are summed in order, the blocks by a second launch. Any other number of taps: a thread an element. Bytes an
+// element, float32: 8 forward, 12 backward. CIFAR, 640 channels, 131 MB a tensor: floors of 62 µs and 94 µs
+// at 4.2 TB/s; MQAR, 384 channels, 50 MB: 24 µs and 36 µs.
+#include <algorithm>
+
+#include "tensor/column_sums.h"
+#include "tensor/dispatch.h"
+#include "tensor/kernels.h"
+#include "tensor/math.h"
+#include "tensor/vec.h"
+
+namespace eigentrace::kernels {
+
+constexpr int64_t conv_time_block = 512;  // steps whose weight gradient is one partial sum
+constexpr int64_t conv_fast_taps = 4, conv_depth = 4;
+
+template <class T>
+struct CausalConv {
+  const T *x, *weight, *bias;
+  int64_t batch, time, channels, taps, x_batch, x_time;
+  bool silu;
+
+  ET_HD T z(int64_t b, int64_t t, int64_t c) const {
+    T sum = bias[c];
+    for (int64_t k = t < taps - 1 ? taps - 1 - t : 0; k < taps; ++k)
+      sum += weight[c * taps + k] * x[b * x_batch + (t - taps + 1 + k) * x_time + c];
+    return sum;
+  }
+  ET_HD T slope(T z) const {  // SiLU′ or 1
+    if (!silu) return T(1);
+    const T s = sigmoid(z);
+    return s * (T(1) + z * (T(1) - s));
+  }
+};
+
+template <class T>
+struct ConvGradients {
+  const T* dy;
+  int64_t dy_batch, dy_time;
+  T* dx;  // null: not wanted
+  int64_t dx_batch, dx_time;
+  T* partial;  // [pieces of time, K + 1, C] or null
+};
+
+/// Steps of a piece of time: as long as enough threads are left to keep a large GPU busy.
+inline int64_t conv_steps(const Shape& x) {
+  const int64_t packs = x[0] * ((x[2] + 3) / 4);
+  int64_t steps = 64;
+  while (steps > 8 && packs * ((x[1] + steps - 1) / steps) < 160000) steps /= 2;
+  return steps;
+}
+/// Partial sums of the weights' gradient.
+inline int64_t conv_pieces(const Shape& x, int64_t taps) {
+  const int64_t steps = taps == conv_fast_taps ? conv_steps(x) * conv_depth : conv_time_block;
+  return x[0] * ((x[1] + steps - 1) / steps);
+}
+
+#ifdef EIGENTRACE_WITH_CUDA
+/// dw[c, k], db[c] from sums [K + 1, C].
+template <class T>
+struct ConvSink {
+  T *dweight, *dbias;
+  int64_t channels, taps;
+  ET_HD void put(int64_t at, T value) const {
+    const int64_t k = at / channels, c = at % channels;
+    if (k == taps) {
+      if (dbias) dbias[c] = value;
+    } else if (dweight) {
+      dweight[c * taps + k] = value;
+    }
+  }
+};
+
+// --- four taps ---
+
+/// A thread's channels, their taps and bias.
+template <int width, class T>
+struct ConvLane {
+  static constexpr int taps = conv_fast_taps;
+  Vec<T, width> w[taps], bias;
+  const T* x;  ///< of the thread's batch and channels
+  int64_t x_time, time;
+  bool silu;
+
+  __device__ __forceinline__ ConvLane(const CausalConv<T>& conv, int64_t b, int64_t c)
+      : x(conv.x + b * conv.x_batch + c), x_time(conv.x_time), time(conv.time), silu(conv.silu) {
+#pragma unroll
+    for (int i = 0; i < width; ++i) {
+      bias.x[i] = conv.bias[c + i];
+#pragma unroll
+      for (int k = 0; k < taps; ++k) w[k].x[i] = conv.weight[(c + i) * taps + k];
+    }
+  }
+  __device__ __forceinline__ Vec<T, width> at(int64_t t) const {
+    return t >= 0 && t < time ? load_vec<width>(x + t * x_time) : Vec<T, width>{};
+  }
+  /// z of the step whose x is the last of four.
+  __device__ __forceinline__ Vec<T, width> z(const Vec<T, width>* last_four) const {
+    Vec<T, width> z = bias;
+#pragma unroll
+    for (int k = 0; k < taps; ++k)
+#pragma unroll
+      for (int i = 0; i < width; ++i) z.x[i] += w[k].x[i] * last_four[k].x[i];
+    return z;
+  }
+};
+
+template <int width, class T>
+__global__ void __launch_bounds__(128)
+    conv_forward_kernel(const __grid_constant__ CausalConv<T> conv, T* y, int64_t steps) {
+  constexpr int group = 4, before = conv_fast_taps - 1;
+  const int64_t c = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * width, b = blockIdx.z;
+  const int64_t begin = (static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y) * steps;
+  if (c >= conv.channels || begin >= conv.time) return;
+  const int64_t end = begin + steps < conv.time ? begin + steps : conv.time;
+  const ConvLane<width, T> lane(conv, b, c);
+  Vec<T, width> x[before + group];
+#pragma unroll
+  for (int j = 0; j < before; ++j) x[j] = lane.at(begin - before + j);
+  for (int64_t t = begin; t < end; t += group) {
+#pragma unroll
+    for (int j = 0; j < group; ++j) x[before + j] = lane.at(t + j);
+#pragma unroll
+    for (int j = 0; j < group; ++j) {
+      if (t + j >= end) break;
+      Vec<T, width> z = lane.z(x + j);
+      if (lane.silu)
+#pragma unroll
+        for (int i = 0; i < width; ++i) z.x[i] *= sigmoid(z.x[i]);
+      store_vec(y + (b * conv.time + t + j) * conv.channels + c, z);
+    }
+#pragma unroll
+    for (int j = 0; j < before; ++j) x[j] = x[group + j];
+  }
+}
+
+/// Block: x over packs of channels, y over pieces of time, whose sums it adds up in order.
+template <int width, class T>
+__global__ void __launch_bounds__(128)
+    conv_backward_kernel(const __grid_constant__ CausalConv<T> conv,
+                         const __grid_constant__ ConvGradients<T> g, int64_t steps) {
+  constexpr int taps = conv_fast_taps, before = taps - 1;
+  const int64_t c = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * width, b = blockIdx.z;
+  const int64_t begin = (static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y) * steps;
+  Vec<T, width> dw[taps], db;
+  if (c < conv.channels && begin < conv.time) {
+    const int64_t end = begin + steps < conv.time ? begin + steps : conv.time;
+    const ConvLane<width, T> lane(conv, b, c);
+    const T* dy = g.dy + b * g.dy_batch + c;
+    T* dx = g.dx ? g.dx + b * g.dx_batch + c : nullptr;
+    const int64_t last = dx ? end + before : end;
+    Vec<T, width> x[taps], dz[taps];  // of the last four steps
+#pragma unroll
+    for (int j = 0; j < before; ++j) x[j + 1] = lane.at(begin - before + j);
+    for (int64_t first = begin; first < last; first += taps) {
+      Vec<T, width> next_x[taps], next_dy[taps];
+#pragma unroll
+      for (int j = 0; j < taps; ++j) {
+        const int64_t t = first + j;
+        next_x[j] = lane.at(t);
+        next_dy[j] = t < conv.time && t < last ? load_vec<width>(dy + t * g.dy_time) : Vec<T, width>{};
+      }
+#pragma unroll
+      for (int j = 0; j < taps; ++j) {
+        const int64_t t = first + j;
+#pragma unroll
+        for (int k = 0; k < before; ++k) x[k] = x[k + 1], dz[k] = dz[k + 1];
+        x[before] = next_x[j], dz[before] = next_dy[j];
+        if (lane.silu) {
+          const Vec<T, width> z = lane.z(x);
+#pragma unroll
+          for (int i = 0; i < width; ++i) dz[before].x[i] *= conv.slope(z.x[i]);
+        }
+        if (t < end) {
+#pragma unroll
+          for (int i = 0; i < width; ++i) {
+            db.x[i] += dz[before].x[i];
+#pragma unroll
+            for (int k = 0; k < taps; ++k) dw[k].x[i] += dz[before].x[i] * x[k].x[i];
+          }
+        }
+        const int64_t at = t - before;  // dz of at … at + 3 are here
+        if (!dx || at < begin || at >= end) continue;
+        Vec<T, width> sum;
+#pragma unroll
+        for (int k = 0; k < taps; ++k)
+#pragma unroll
+          for (int i = 0; i < width; ++i) sum.x[i] += lane.w[k].x[i] * dz[before - k].x[i];
+        store_vec(dx + at * g.dx_time, sum);
+      }
+    }
+  }
+  if (!g.partial) return;
+  Vec<T, width>* shared = dynamic_shared<Vec<T, width>>();  // [pieces, packs]
+  const int64_t block = b * gridDim.y + blockIdx.y;
+#pragma unroll
+  for (int k = 0; k <= taps; ++k) {
+    __syncthreads();
+    shared[threadIdx.y * blockDim.x + threadIdx.x] = k < taps ? dw[k < taps ? k : 0] : db;
+    __syncthreads();
+    if (threadIdx.y > 0 || c >= conv.channels) continue;
+    Vec<T, width> sum = shared[threadIdx.x];
+    for (unsigned piece = 1; piece < blockDim.y; ++piece)
+#pragma unroll
+      for (int i = 0; i < width; ++i) sum.x[i] += shared[piece * blockDim.x + threadIdx.x].x[i];
+    store_vec(g.partial + (block * (taps + 1) + k) * conv.channels + c, sum);
+  }
+}
+
+// --- any number of taps: a thread an element ---
+
+template <class T>
+struct ConvForward {
+  CausalConv<T> conv;
+  T* y;
+  ET_HD void operator()(int64_t at) const {
+    const int64_t c = at % conv.channels, row = at / conv.channels;
+    const T z = conv.z(row / conv.time, row % conv.time, c);
+    y[at] = conv.silu ? z * sigmoid(z) : z;
+  }
+};
+template <class T>
+struct ConvBackwardX {
+  CausalConv<T> conv;
+  const T* dy;
+  int64_t dy_batch, dy_time;
+  T* dx;
+  int64_t dx_batch, dx_time;
+  ET_HD void operator()(int64_t at) const {
+    const int64_t c = at % conv.channels, row = at / conv.channels, b = row / conv.time, t = row % conv.time;
+    T sum = 0;
+    for (int64_t k = 0; k < conv.taps; ++k) {
+      const int64_t u = t + conv.taps - 1 - k;
+      if (u >= conv.time) continue;
+      const T dz = dy[b * dy_batch + u * dy_time + c] * conv.slope(conv.silu ? conv.z(b, u, c) : T(0));
+      sum += conv.weight[c * conv.taps + k] * dz;
+    }
+    dx[b * dx_batch + t * dx_time + c] = sum;
+  }
+};
+template <class T>
+struct ConvBackwardParameters {  // a thread a (block of time, tap, channel); tap K is the bias
+  CausalConv<T> conv;
+  const T* dy;
+  int64_t dy_batch, dy_time, blocks;
+  T* partial;  // [B · blocks, K + 1, C]
+  ET_HD void operator()(int64_t at) const {
+    const int64_t c = at % conv.channels, k = at / conv.channels % (conv.taps + 1);
+    const int64_t item = at / conv.channels / (conv.taps + 1), b = item / blocks;
+    const int64_t begin = item % blocks * conv_time_block;
+    const int64_t end = begin + conv_time_block < conv.time ? begin + conv_time_block : conv.time;
+    T sum = 0;
+    for (int64_t t = begin; t < end; ++t) {
+      const T dz = dy[b * dy_batch + t * dy_time + c] * conv.slope(conv.silu ? conv.z(b, t, c) : T(0));
+      const int64_t from = t - conv.taps + 1 + k;
+      if (k == conv.taps)
+        sum += dz;
+      else if (from >= 0)
+        sum += dz * conv.x[b * conv.x_batch + from * conv.x_time + c];
+    }
+    partial[at] = sum;
+  }
+};
+
+/// run.operator()<width>(): packs of 16 bytes where every address is a multiple of them.
+template <class T, class Run>
+void with_conv_width(bool wide, Run&& run) {
+  if (wide)
+    run.template operator()<vec_width<T>>();
+  else
+    run.template operator()<1>();
+}
+
+template <class T>
+bool conv_is_wide(const CausalConv<T>& conv) {
+  constexpr int64_t width = vec_width<T>;
+  return conv.channels % width == 0 && conv.x_batch % width == 0 && conv.x_time % width == 0 &&
+         aligned_for_vec(conv.x);
+}
+
+template <class T>
+void conv_forward_cuda(const Context& ctx, const CausalConv<T>& conv, T* y) {
+  if (conv.batch * conv.time * conv.channels == 0) return;
+  if (conv.taps != conv_fast_taps)
+    return for_each_index(ctx, conv.batch * conv.time * conv.channels, ConvForward<T>{conv, y});
+  with_conv_width<T>(conv_is_wide(conv) && aligned_for_vec(y), [&]<int width>() {
+    const int64_t steps = conv_steps({conv.batch, conv.time, conv.channels});
+    const dim3 grid(blocks_for(conv.channels, 32 * width), blocks_for(conv.time, steps * conv_depth),
+                    static_cast<unsigned>(conv.batch));
+    launch(ctx, conv_forward_kernel<width, T>, grid, dim3(32, conv_depth), 0, conv, y, steps);
+  });
+}
+
+/// `pieces`: of g.partial, conv_pieces(x).
+template <class T>
+void conv_backward_cuda(const Context& ctx, const CausalConv<T>& conv, const ConvGradients<T>& g,
+                        int64_t pieces) {
+  const int64_t n = conv.batch * conv.time * conv.channels;
+  if (n == 0) return;
+  if (conv.taps != conv_fast_taps) {
+    if (g.dx)
+      for_each_index(ctx, n,
+                     ConvBackwardX<T>{conv, g.dy, g.dy_batch, g.dy_time, g.dx, g.dx_batch, g.dx_time});
+    if (g.partial)
+      for_each_index(
+          ctx, pieces * (conv.taps + 1) * conv.channels,
+          ConvBackwardParameters<T>{conv, g.dy, g.dy_batch, g.dy_time, pieces / conv.batch, g.partial});
+    return;
+  }
+  constexpr int64_t wide = vec_width<T>;
+  const auto fits = [](const T* data, int64_t batch, int64_t time) {
+    return !data || (aligned_for_vec(data) && batch % wide == 0 && time % wide == 0);
+  };
+  const bool all =
+      conv_is_wide(conv) && fits(g.dy, g.dy_batch, g.dy_time) && fits(g.dx, g.dx_batch, g.dx_time);
+  with_conv_width<T>(all, [&]<int width>() {
+    const int64_t steps = conv_steps({conv.batch, conv.time, conv.channels});
+    const dim3 grid(blocks_for(conv.channels, 32 * width), blocks_for(conv.time, steps * conv_depth),
+                    static_cast<unsigned>(conv.batch));
+    launch(ctx, conv_backward_kernel<width, T>, grid, dim3(32, conv_depth),
+           32 * conv_depth * width * sizeof(T), conv, g, steps);
+  });
+}
+#endif
+
+}  // namespace eigentrace::kernels
