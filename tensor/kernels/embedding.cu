@@ -1,11 +1,12 @@
 // y[b,t] = table[ids[b,t]] + positions[t] + bias.
 //   dtable[v] = Σ dy[k] over the positions k with ids[k] = v, taken in the order of a stable sort by token:
-//   one fixed order on every device, without atomics.
+//   one fixed order for a device, without atomics. The CUDA bodies are in embedding_cuda.cuh.
 #include <algorithm>
 #include <cmath>
 
 #include "tensor/dispatch.h"
 #include "tensor/kernels.h"
+#include "tensor/kernels/embedding_cuda.cuh"
 
 namespace eigentrace::kernels {
 namespace {
@@ -23,21 +24,6 @@ struct LookUp {
     if (positions) value += positions[row % time * position_stride + i];
     if (bias) value += bias[i];
     y[row * width + i] = value;
-  }
-};
-
-template <class T>
-struct SumRuns {  // CUDA: a thread a (position in the order, column); the first of a run sums the run
-  const int32_t *ids, *order;
-  Rows<T> dy;
-  T* dtable;
-  int64_t stride;
-  ET_HD void operator()(int64_t k, int64_t i) const {
-    const int32_t id = ids[order[k]];
-    if (k > 0 && ids[order[k - 1]] == id) return;
-    T total = 0;
-    for (int64_t j = k; j < dy.rows && ids[order[j]] == id; ++j) total += dy.data[order[j] * dy.stride + i];
-    dtable[id * stride + i] = total;
   }
 };
 
@@ -92,6 +78,9 @@ void embedding(Context& ctx, const Tensor& ids, const Tensor& table, const Tenso
   check_ids("embedding", ctx, ids, table.dim(0));
   dispatch_floating(ctx, "embedding", table.dtype(), [&]<class T>() {
     const int64_t width = table.dim(1);
+#ifdef EIGENTRACE_WITH_CUDA
+    if (ctx.device().is_cuda()) return embedding_cuda<T>(ctx, ids, table, positions, bias, y);
+#endif
     const LookUp<T> look_up{ids.data<int32_t>(),
                             table.data<T>(),
                             positions.defined() ? positions.data<T>() : nullptr,
@@ -111,16 +100,14 @@ void embedding_backward(Context& ctx, const Tensor& ids, const Tensor& order, co
   if (order.dtype() != DType::i32 || !order.contiguous() || order.numel() != ids.numel())
     fail("embedding_backward: `order` of " + std::to_string(ids.numel()) + " i32 positions expected, found " +
          to_string(order));
-  if (ctx.device().is_cuda()) fill(ctx, dtable, 0);
+#ifdef EIGENTRACE_WITH_CUDA
+  if (ctx.device().is_cuda()) return embedding_backward_cuda(ctx, ids, order, dy, dtable);
+#endif
   dispatch_floating(ctx, "embedding_backward", dy.dtype(), [&]<class T>() {
-    const Rows<T> rows = rows_of<T>(dy, "embedding_backward: dy");
-    const Rows<T> table = rows_of<T>(dtable, "embedding_backward: dtable");
-    if (ctx.device().is_cuda())
-      for_each_in_rows(
-          ctx, rows.rows, rows.cols,
-          SumRuns<T>{ids.data<int32_t>(), order.data<int32_t>(), rows, table.data, table.stride});
-    else
-      embedding_backward_cpu(ids.data<int32_t>(), order.data<int32_t>(), rows, table);
+    require_cpu(ctx, "embedding_backward");
+    embedding_backward_cpu(ids.data<int32_t>(), order.data<int32_t>(),
+                           rows_of<T>(dy, "embedding_backward: dy"),
+                           rows_of<T>(dtable, "embedding_backward: dtable"));
   });
 }
 

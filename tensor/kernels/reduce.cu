@@ -50,11 +50,26 @@ void sum_blocks_cpu(const T* x, T* partial, const Plan& plan) {
 }
 
 #ifdef EIGENTRACE_WITH_CUDA
+template <class T>
+struct SumFew {  // a thread a sum
+  const T* x;
+  T* y;
+  int64_t reduced, inner;
+  ET_HD void operator()(int64_t at) const {
+    const T* from = x + at / inner * reduced * inner + at % inner;
+    T total = 0;
+    for (int64_t r = 0; r < reduced; ++r) total += from[r * inner];
+    y[at] = total;
+  }
+};
+
 void sum_cuda(Context& ctx, const Tensor& x, int64_t outer, int64_t reduced, int64_t inner, Tensor& y) {
   const ColumnPlan plan = x.dtype() == DType::f64 ? column_plan<double>(outer, reduced, inner)
                                                   : column_plan<float>(outer, reduced, inner);
   const Tensor partial = plan.chunks > 1 ? ctx.empty({outer, plan.chunks, inner}, x.dtype()) : y;
   dispatch_floating(ctx, "sum", x.dtype(), [&]<class T>() {
+    if (plan.chunks == 1 && reduced <= 32)
+      return for_each_index(ctx, outer * inner, SumFew<T>{x.data<T>(), y.data<T>(), reduced, inner});
     sum_chunks(ctx, x.data<T>(), plan, DenseSink<T>{partial.data<T>()});
     if (plan.chunks > 1)
       sum_rows(ctx, partial.data<T>(), outer, plan.chunks, inner, DenseSink<T>{y.data<T>()});
