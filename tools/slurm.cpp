@@ -75,8 +75,8 @@ cd {} || exit 1
   --threads "${{SLURM_CPUS_PER_TASK:-1}}" &
 worker=$!
 again=no
-trap 'kill -TERM "$worker"' TERM
-trap 'again=yes; kill -TERM "$worker"' USR1
+trap 'kill -TERM "$worker" 2>/dev/null' TERM
+trap 'again=yes; kill -TERM "$worker" 2>/dev/null' USR1
 # A signal ends wait early; the worker is still saving then.
 wait "$worker"
 code=$?

@@ -220,7 +220,7 @@ void print_runs(const std::vector<RunLine>& runs, bool layers) {
 }
 
 void print_groups(const SweepStore& store, const std::vector<SweepGroup>& groups) {
-  const std::vector<PointRecord> points = store.points();
+  const std::vector<PointRecord> points = store.points_now();
   std::map<std::string, int> states;
   for (const PointRecord& p : points) ++states[p.state];
   std::string counts;
@@ -255,8 +255,8 @@ void print_groups(const SweepStore& store, const std::vector<SweepGroup>& groups
   for (const PointRecord& p : points)
     if (p.state == "failed")
       fmt::print("\n{} failed: {}\n", p.name, p.error);
-    else if (p.state != "finished" && p.state != "pending")
-      fmt::print("\n{} {} at {}\n", p.name, p.state, p.worker);
+    else if (p.state == "running" || p.state == "interrupted")
+      fmt::print("\n{} {} ({} on {})\n", p.name, p.state, p.worker, p.device);
 }
 
 // --- JSON
@@ -315,7 +315,7 @@ void json_sweep(JsonWriter& json, const SweepStore& store) {
     json.end_object();
   }
   json.end_array().key("points").begin_array();
-  for (const PointRecord& p : store.points()) {
+  for (const PointRecord& p : store.points_now()) {
     json.begin_object().field("name", p.name).field("state", p.state).field("run", store.run_path(p.name));
     json_settings(json, p.settings);
     json.field("accuracy", p.accuracy.value_or(NAN)).field("loss", p.loss.value_or(NAN));

@@ -41,7 +41,7 @@ void print_plan_json(const SweepPlan& plan, const std::string& folder,
 std::vector<std::string> states_of(const SweepPlan& plan, const std::string& folder) {
   std::map<std::string, std::string> known;
   if (SweepStore::exists(folder))
-    for (const PointRecord& p : SweepStore::open(folder).points()) known[p.name] = p.state;
+    for (const PointRecord& p : SweepStore::open(folder).points_now()) known[p.name] = p.state;
   std::vector<std::string> states;
   for (const SweepPoint& point : plan.points) {
     const auto at = known.find(point.name);
@@ -81,6 +81,10 @@ void write_slurm(const SweepStore& store, const SweepOptions& options, const std
     const bool wanted = only.empty() || std::find(only.begin(), only.end(), p.name) != only.end();
     if (wanted && p.state != "finished" && p.state != "failed") job.points.push_back(p.name);
   }
+  constexpr size_t usual_array = 1000;
+  if (job.points.size() > usual_array)
+    fmt::print(stderr,
+               "note: more than Slurm's usual MaxArraySize allows (1001 tasks); see scontrol show config\n");
   const std::string path = job.folder + "/slurm.sh";
   write_atomically(path, slurm_script(job));
   fmt::print(stderr, "{} tasks. Submit and watch:\n", job.points.size());
@@ -94,6 +98,8 @@ int sweep_command(const SweepOptions& options) {
   if (options.dtype != "f32" && options.dtype != "f64")
     fail_usage(fmt::format("--dtype: f32 or f64 expected, found '{}'", options.dtype));
   if (options.jobs < 1) fail_usage("--jobs: a number from 1");
+  if (options.slurm && (options.jobs > 1 || options.devices.size() > 1))
+    fail_usage("sweep --slurm: a task trains one point on one device; leave --jobs and --devices away");
   if (!options.slurm && !options.slurm_options.empty()) fail_usage("--slurm-options: goes with --slurm");
   SweepRunOptions how;
   const std::vector<std::string> devices =

@@ -347,6 +347,16 @@ std::vector<PointRecord> SweepStore::read_points(const std::string& condition,
 
 std::vector<PointRecord> SweepStore::points() const { return read_points("1"); }
 
+std::vector<PointRecord> SweepStore::points_now() const {
+  std::vector<PointRecord> all = points();
+  for (PointRecord& p : all) {
+    const std::string log = run_path(p.name) + "/point.log";
+    if (p.state == "running" && (!std::filesystem::exists(log) || LockedFile::open(log)))
+      p.state = "interrupted";
+  }
+  return all;
+}
+
 std::vector<std::string> SweepStore::planned() const {
   std::vector<std::string> names;
   Statement rows(*this, "SELECT name FROM points WHERE position IS NOT NULL ORDER BY position");

@@ -71,6 +71,8 @@ class SweepStore {
 
   /// In the order of the plan, points that it no longer has at the end.
   std::vector<PointRecord> points() const;
+  /// The same; what is marked as running although nobody holds it is interrupted. For tables, not for claims.
+  std::vector<PointRecord> points_now() const;
   /// Names of the plan's points, in order.
   std::vector<std::string> planned() const;
   const std::string& folder() const { return folder_; }
