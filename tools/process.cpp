@@ -103,12 +103,13 @@ std::string process_label() {
 
 namespace {
 
-volatile std::sig_atomic_t stop_count = 0;
+volatile std::sig_atomic_t stop_asked = 0, kill_asked = 0;
 int wake_pipe[2] = {-1, -1};
 
 void on_signal(int signal) {
   const int saved = errno;
-  if (signal != SIGCHLD) stop_count = stop_count + 1;
+  if (signal == SIGINT && stop_asked != 0) kill_asked = 1;
+  if (signal != SIGCHLD) stop_asked = 1;
   const char byte = 0;
   [[maybe_unused]] const ssize_t written = write(wake_pipe[1], &byte, 1);
   errno = saved;
@@ -120,7 +121,7 @@ std::array<struct sigaction, watched_signals.size()> former_actions;
 }  // namespace
 
 SignalWatch::SignalWatch() {
-  stop_count = 0;
+  stop_asked = kill_asked = 0;
   if (pipe2(wake_pipe, O_CLOEXEC | O_NONBLOCK) != 0) fail(fmt::format("pipe: {}", std::strerror(errno)));
   struct sigaction action = {};
   action.sa_handler = on_signal;
@@ -145,6 +146,8 @@ void SignalWatch::wait(int milliseconds) {
   while (read(wake_pipe[0], bytes.data(), bytes.size()) > 0) continue;
 }
 
-int SignalWatch::stops() const { return static_cast<int>(stop_count); }
+SignalWatch::Asked SignalWatch::asked() const {
+  return kill_asked != 0 ? Asked::kill : stop_asked != 0 ? Asked::stop : Asked::nothing;
+}
 
 }  // namespace eigentrace

@@ -45,16 +45,19 @@ std::string program_path();
 /// "host:pid", to be read by people.
 std::string process_label();
 
-/// While it lives, SIGINT, SIGTERM and SIGHUP (unless ignored) are counted instead of ending the program, and
+/// While it lives, SIGINT, SIGTERM and SIGHUP (unless ignored) are noted instead of ending the program, and
 /// wait() returns early for them and when a child has ended.
 class SignalWatch {
  public:
+  enum class Asked { nothing, stop, kill };
   SignalWatch();
   ~SignalWatch();
   SignalWatch(const SignalWatch&) = delete;
   SignalWatch& operator=(const SignalWatch&) = delete;
   void wait(int milliseconds);
-  int stops() const;  ///< signals that ask to stop, so far
+  /// kill: a SIGINT after another signal, the second Ctrl-C. SIGTERM may come twice from a job manager that
+  /// sends it to a script and to its children: it never means more than stop.
+  Asked asked() const;
 };
 
 }  // namespace eigentrace

@@ -53,6 +53,8 @@ std::vector<std::string> arguments_of(const std::string& run, const std::string&
   return words;
 }
 
+using Asked = SignalWatch::Asked;
+
 class Sweep {
  public:
   Sweep(SweepStore& store, const SweepRunOptions& options)
@@ -64,17 +66,17 @@ class Sweep {
     SignalWatch signals;
     try {
       for (;;) {
-        if (signals.stops() == 0) fill();
-        if (idle() && (signals.stops() > 0 || nothing_left())) break;
+        if (signals.asked() == Asked::nothing) fill();
+        if (idle() && (signals.asked() != Asked::nothing || nothing_left())) break;
         signals.wait(look_again_milliseconds);
-        pass_on(signals.stops());
+        pass_on(signals.asked());
         reap();
       }
     } catch (...) {  // the disk is full, say: what runs may still save itself
-      pass_on(1);
+      pass_on(Asked::stop);
       throw;
     }
-    return signals.stops() == 0;
+    return signals.asked() == Asked::nothing;
   }
 
  private:
@@ -137,15 +139,15 @@ class Sweep {
     }
   }
 
-  void pass_on(int stops) {
-    if (stops <= passed_) return;
-    passed_ = stops;
+  void pass_on(Asked asked) {
+    if (asked <= passed_) return;
+    passed_ = asked;
     // Not SIGTERM: where a job manager has sent that to all processes, a child would take ours for a second
     // one and end at once, unsaved.
     for (const Place& place : places_)
-      if (place.child >= 0) kill(place.child, stops > 1 ? SIGKILL : SIGINT);
-    say(stops > 1 ? "killed; the last checkpoints stand"
-                  : "stopping: running points save and end; a second signal kills them");
+      if (place.child >= 0) kill(place.child, asked == Asked::kill ? SIGKILL : SIGINT);
+    say(asked == Asked::kill ? "killed; the last checkpoints stand"
+                             : "stopping: running points save and end; a Ctrl-C more kills them");
   }
 
   void reap() {
@@ -165,7 +167,8 @@ class Sweep {
     const std::optional<RunResult> result = run_result(run);
     const bool stopped = end.good() && result && result->info.state == "stopped";
     const bool asked = end.signal == SIGINT || end.signal == SIGTERM || end.signal == SIGHUP;
-    if (stopped || asked || (end.signal != 0 && passed_ > 0)) return finish(place, "interrupted", "");
+    if (stopped || asked || (end.signal != 0 && passed_ != Asked::nothing))
+      return finish(place, "interrupted", "");
     const std::string lines = last_lines(place.claim->log.path(), place.log_start);
     finish(place, "failed", lines.empty() ? end.text() : end.text() + "\n" + lines);
   }
@@ -187,7 +190,7 @@ class Sweep {
   const SweepRunOptions& options_;
   std::vector<Place> places_;
   size_t total_;
-  int passed_ = 0;
+  Asked passed_ = Asked::nothing;
   bool waiting_ = false;
 };
 

@@ -19,7 +19,8 @@ struct SweepRunOptions {
 
 /// Trains every point that is not finished or failed, and returns when all have ended, those that other
 /// processes hold included (a point they drop is taken over). SIGINT, SIGTERM and SIGHUP are passed on to the
-/// children, which save and end; a second one kills them. Returns true iff it was not stopped by a signal.
+/// children, which save and end; a SIGINT after that kills them. Returns true iff it was not stopped by a
+/// signal.
 bool run_sweep(SweepStore& store, const SweepRunOptions& options);
 
 }  // namespace eigentrace

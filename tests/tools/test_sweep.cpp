@@ -181,14 +181,19 @@ TEST_CASE("sweep: SIGTERM saves the running points; the same command goes on to 
   REQUIRE(soon([&] { return std::filesystem::exists(run + "/spectrum_initial.json"); }));
   REQUIRE(soon([&] { return !RunFolder::open(run).read_metrics().empty(); }));
   kill(first.pid, SIGTERM);
+  kill(first.pid, SIGTERM);  // as a job manager may: it still only asks to stop
   CHECK(first.end().code == 1);
   CHECK(states_of(SweepStore::open(folder.path + "/out")) == "interrupted(1) ");
   CHECK(RunFolder::open(run).read_info().state == "stopped");
   const int64_t saved = RunFolder::open(run).read_info().step;
   CHECK(saved > 0);
   CHECK(saved < 1500);
+  const auto begun = std::filesystem::last_write_time(run + "/initial.safetensors");
   CHECK(SweepProcess(folder).end().code == 0);
   CHECK(states_of(SweepStore::open(folder.path + "/out")) == "finished(2) ");
+
+  CHECK(std::filesystem::last_write_time(run + "/initial.safetensors") ==
+        begun);  // gone on with, not repeated
 
   SweepStore whole = SweepStore::create(folder.path + "/whole");
   whole.take(read_sweep_file(folder.path + "/sweep.yaml"));
