@@ -16,7 +16,7 @@ namespace {
 
 constexpr int tile = 64, depth = 32, pitch = tile + 4, threads = 256;
 template <class T>
-constexpr int least_blocks = 1;
+constexpr int least_blocks = sizeof(T) == 4 ? 2 : 1;
 
 template <class T>
 struct alignas(16) Four {
@@ -246,19 +246,30 @@ __global__ void __launch_bounds__(threads, least_blocks<T>)
   out.store(to, own0, length, c0, columns, one);
 }
 
-/// A warp a row.
-template <class T>
-__global__ void attention_delta_kernel(AttentionOperands<T> a, AttentionGradients<T> g) {
-  const int64_t row = int64_t{blockIdx.x} * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (row >= a.size.B * a.size.T * a.size.H) return;
-  const int64_t h = row % a.size.H, i = row / a.size.H % a.size.T, b = row / a.size.H / a.size.T;
-  const RowsOf<T> y(a.y, b, h), dy(g.dy, b, h);
-  T sum = 0;
-#pragma unroll 4
-  for (int64_t p = lane; p < a.size.P; p += 32) sum += y.data[i * y.stride + p] * dy.data[i * dy.stride + p];
+/// `lanes` lanes a row, 4 elements each at a time; block y: batch entry.
+template <class T, int lanes>
+__global__ void attention_delta_kernel(AttentionOperands<T> a, AttentionGradients<T> g, bool vectors) {
+  const unsigned H = static_cast<unsigned>(a.size.H), lane = threadIdx.x % lanes;
+  const unsigned row = blockIdx.x * (threads / lanes) + threadIdx.x / lanes, i = row / H, h = row % H;
+  for (int64_t b = blockIdx.y; b < a.size.B; b += gridDim.y) {
+    T sum = 0;
+    if (i < a.size.T) {
+      const RowsOf<T> y(a.y, b, h), dy(g.dy, b, h);
+      const T *u = y.data + i * y.stride, *v = dy.data + i * dy.stride;
+      for (int64_t p = 4 * lane; p < a.size.P; p += 4 * lanes) {
+        if (vectors) {
+          const Four<T> x = four(u + p), z = four(v + p);
 #pragma unroll
-  for (int m = 16; m > 0; m /= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, m);
-  if (lane == 0) g.delta[(b * a.size.H + h) * a.size.T + i] = sum;
+          for (int c = 0; c < 4; ++c) sum += x.x[c] * z.x[c];
+        } else {
+          for (int64_t c = p; c < p + 4 && c < a.size.P; ++c) sum += u[c] * v[c];
+        }
+      }
+    }
+#pragma unroll
+    for (int m = lanes / 2; m > 0; m /= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, m);
+    if (lane == 0 && i < a.size.T) g.delta[(b * a.size.H + h) * a.size.T + i] = sum;
+  }
 }
 
 /// Columns an output block takes: 64 or 128.
@@ -287,7 +298,17 @@ void attention_scalar(const Context& ctx, const AttentionOperands<T>& a) {
 
 template <class T>
 void attention_delta(const Context& ctx, const AttentionOperands<T>& a, const AttentionGradients<T>& g) {
-  launch(ctx, attention_delta_kernel<T>, blocks_for(a.size.B * a.size.T * a.size.H, 8), 256, 0, a, g);
+  const auto whole = [](const Heads<T>& x) {
+    return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && (x.batch % 4 | x.time % 4 | x.head % 4) == 0;
+  };
+  const bool vectors = whole(a.y) && whole(g.dy) && a.size.P % 4 == 0;
+  const unsigned batch = static_cast<unsigned>(std::min<int64_t>(a.size.B, 65535));
+  const auto run = [&]<int lanes>() {
+    launch(ctx, attention_delta_kernel<T, lanes>,
+           dim3(blocks_for(a.size.T * a.size.H, threads / lanes), batch), threads, 0, a, g, vectors);
+  };
+  if (a.size.P <= 64) return run.template operator()<8>();
+  run.template operator()<32>();
 }
 
 template <class T>
