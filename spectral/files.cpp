@@ -274,6 +274,7 @@ std::string spectrum_json(const SpectrumRecord& record) {
   json.key("radius_edges").values(radius_edges);
   json.key("phase_edges_degrees").values(phase_edges_degrees);
   json.key("quantile_levels").values(quantile_levels);
+  json.key("memory_lags").values(memory_lags);
   json.key("layers").begin_array();
   for (const LayerRecord& layer : record.layers) json_layer(json, layer);
   json.end_array().end_object();
@@ -287,6 +288,7 @@ void write_spectrum(const std::string& path, const SpectrumRecord& record) {
   arrays.keep("radius_edges", {int64_t(radius_edges.size())}, copy(radius_edges));
   arrays.keep("phase_edges_degrees", {int64_t(phase_edges_degrees.size())}, copy(phase_edges_degrees));
   arrays.keep("quantile_levels", {int64_t(quantile_levels.size())}, copy(quantile_levels));
+  arrays.keep("memory_lags", {int64_t(memory_lags.size())}, copy(memory_lags));
   arrays.text("metadata", summary);
   for (const LayerRecord& layer : record.layers) {
     const std::string at = "layer" + std::to_string(layer.spectrum.layer) + "/";

@@ -10,8 +10,8 @@
 //   channels, series  i64: S4's channels that were read; Mamba-1's series, channel·N + state
 //   all/FIELD         one number or array of SpectrumStatistics (visit_fields), e.g. all/radius_percent.mean
 //   heads/FIELD       the same for each head, [H, …]
-// and beside them "format" (i64, below), "radius_edges", "phase_edges_degrees", "quantile_levels", and
-// "metadata": u8, the text of the JSON summary: json.loads(bytes(file["metadata"])).
+// and beside them "format" (i64, below), "radius_edges", "phase_edges_degrees", "quantile_levels",
+// "memory_lags", and "metadata": u8, the text of the JSON summary: json.loads(bytes(file["metadata"])).
 #include <optional>
 #include <string>
 #include <utility>

@@ -90,6 +90,46 @@ void run_horizons(std::span<const double> log_abs, double log_threshold, std::sp
   }
 }
 
+// Quantiles 5, 50 and 95 % of log|Φ(s+k, s)| at every lag, over the series of [sequences, steps, states].
+MemoryCurve memory_curve(const EigenvalueView& view) {
+  constexpr int64_t most = int64_t{1} << 16;
+  const int64_t series = view.sequences * view.states;
+  std::vector<TransitionProducts> products;
+  if (view.time_varying) {
+    std::vector<double> one(static_cast<size_t>(view.steps));
+    for (int64_t b = 0; b < view.sequences; ++b)
+      for (int64_t n = 0; n < view.states; ++n) {
+        for (int64_t t = 0; t < view.steps; ++t)
+          one[size_t(t)] = view.log_abs[size_t((b * view.steps + t) * view.states + n)];
+        products.emplace_back(one, std::span<const double>());
+      }
+  }
+  MemoryCurve curve;
+  for (size_t k = 0; k < memory_lags.size(); ++k) {
+    const int64_t lag = static_cast<int64_t>(memory_lags[k]);
+    const int64_t starts = view.time_varying ? view.steps + 1 - lag : view.steps;
+    std::vector<double> values;
+    const int64_t total = starts > 0 ? starts * series : 0, kept = std::min(total, most);
+    for (int64_t i = 0; i < kept; ++i) {
+      const int64_t at = i * total / kept, s = at % starts;
+      const double x = view.time_varying ? products[size_t(at / starts)].log_abs(s + lag, s)
+                                         : memory_lags[k] * view.log_abs[size_t(at)];
+      if (x < inf) values.push_back(x);
+    }
+    std::sort(values.begin(), values.end());
+    const auto quantile = [&](double level) {
+      if (values.empty()) return not_a_number;
+      const double position = level * static_cast<double>(values.size() - 1);
+      const size_t below = static_cast<size_t>(position);
+      const double low = values[below], high = values[std::min(below + 1, values.size() - 1)];
+      const double weight = position - static_cast<double>(below);
+      return weight == 0 || low == high ? low : low + weight * (high - low);
+    };
+    curve.low[k] = quantile(0.05), curve.median[k] = quantile(0.5), curve.high[k] = quantile(0.95);
+  }
+  return curve;
+}
+
 void check_threshold(const char* function, double threshold) {
   if (!(threshold > 0 && threshold < 1))
     fail(fmt::format("{}: threshold: expected a number between 0 and 1, found {}; 0.5 gives the half-life",
@@ -330,6 +370,7 @@ SpectrumStatistics spectrum_statistics(const EigenvalueView& view, Binning binni
   s.time_constant = summarise(std::move(constants));
   s.frequency = summarise(std::move(cycles));
 
+  s.memory = memory_curve(view);
   for (auto [horizon, threshold] :
        {std::pair{&s.half_horizon, 0.5}, std::pair{&s.e_horizon, std::exp(-1.0)}}) {
     std::vector<int64_t> steps, follow_up;

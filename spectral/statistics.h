@@ -31,6 +31,10 @@ inline constexpr std::array<double, 8> radius_edges{0, 0.1, 0.5, 0.9,
 inline constexpr std::array<double, 6> phase_edges_degrees{0, 1, 10, 45, 90, 180};
 inline constexpr std::array<double, 7> quantile_levels{0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99};
 
+/// Steps k at which the products Φ(s+k, s) are summarised: 1, 2, 4, …, 8192.
+inline constexpr std::array<double, 14> memory_lags{1,   2,   4,   8,    16,   32,   64,
+                                                    128, 256, 512, 1024, 2048, 4096, 8192};
+
 /// Percentage per bin: mean and population standard deviation over the sequences.
 struct Shares {
   std::vector<double> mean, std;
@@ -58,6 +62,14 @@ struct Horizon {
   std::array<double, quantile_levels.size()> quantiles{};
 };
 
+/// What is left of a state after k steps: quantiles 5, 50 and 95 % of log|Φ(s+k, s)| = Σ_{l=s+1..s+k}
+/// log|λ_l| over start positions, series and sequences (time-invariant: of k·log|λ|), at memory_lags. −inf: a
+/// λ = 0 lies between; NaN: no series is so long. Of more than 65,536 products of a lag an evenly spread
+/// choice is looked at.
+struct MemoryCurve {
+  std::array<double, memory_lags.size()> low{}, median{}, high{};
+};
+
 struct SpectrumStatistics {
   Binning binning = Binning::exact;
   bool time_varying = true;
@@ -74,8 +86,9 @@ struct SpectrumStatistics {
   double unit_share = 0;       ///< share of |λ| = 1 exactly, 0…1
   double spectral_radius = 0, log_spectral_radius = 0;
   Horizon half_horizon, e_horizon;  ///< thresholds 1/2 and 1/e
-  Summary time_constant;            ///< time-invariant only: −1/log|λ| in steps, over 0 < |λ| < 1
-  Summary frequency;                ///< time-invariant only: |arg λ|/2π in cycles per step, 0…½
+  MemoryCurve memory;
+  Summary time_constant;  ///< time-invariant only: −1/log|λ| in steps, over 0 < |λ| < 1
+  Summary frequency;      ///< time-invariant only: |arg λ|/2π in cycles per step, 0…½
 };
 
 /// All statistics of one (layer, head). Errors: empty view, sizes that do not match.
@@ -145,6 +158,13 @@ void visit_fields(const Horizon& h, const std::string& prefix, Visitor&& visit) 
 }
 
 template <class Visitor>
+void visit_fields(const MemoryCurve& m, const std::string& prefix, Visitor&& visit) {
+  visit(prefix + "low", std::span<const double>(m.low));
+  visit(prefix + "median", std::span<const double>(m.median));
+  visit(prefix + "high", std::span<const double>(m.high));
+}
+
+template <class Visitor>
 void visit_fields(const SpectrumStatistics& s, Visitor&& visit) {
   using Name = std::string;
   visit(Name("published_binning"), int64_t{s.binning == Binning::published});
@@ -163,6 +183,7 @@ void visit_fields(const SpectrumStatistics& s, Visitor&& visit) {
       visit(Name("log_spectral_radius"), s.log_spectral_radius);
   visit_fields(s.half_horizon, "half_horizon.", visit);
   visit_fields(s.e_horizon, "e_horizon.", visit);
+  visit_fields(s.memory, "memory.", visit);
   if (s.time_varying) return;
   visit_fields(s.time_constant, "time_constant.", visit);
   visit_fields(s.frequency, "frequency.", visit);

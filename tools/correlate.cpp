@@ -21,7 +21,6 @@
 namespace eigentrace {
 namespace {
 
-constexpr const char* correlations_format = "eigentrace-correlations/1";
 constexpr double missing = std::numeric_limits<double>::quiet_NaN();
 
 using Key = std::pair<std::string, int64_t>;  // statistic, layer
@@ -49,6 +48,8 @@ std::string entry_name(const std::string& field, size_t k) {
     return "phase_percent" + bin_name(phase_edges_degrees, k, "°");
   if (field.ends_with("quantiles") && k < quantile_levels.size())
     return fmt::format("{}q{:g}", field.substr(0, field.size() - 9), 100 * quantile_levels[k]);
+  if (field.starts_with("memory.") && k < memory_lags.size())
+    return fmt::format("log|Φ| after {:g} steps, {}", memory_lags[k], field.substr(7));
   return fmt::format("{}[{}]", field, k);
 }
 

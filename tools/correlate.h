@@ -9,6 +9,8 @@
 
 namespace eigentrace {
 
+inline constexpr const char* correlations_format = "eigentrace-correlations/1";
+
 struct CorrelateRequest {
   std::string figure = "accuracy";  ///< accuracy (MAD: macro accuracy) or loss, of the last evaluation
   int64_t permutations = 9999, resamples = 2000;
@@ -64,6 +66,8 @@ struct CorrelationTable {
 CorrelationTable correlate_runs(const std::vector<RunFolder>& folders, const CorrelateRequest& request);
 
 std::string correlations_json(const CorrelationTable& table);
+/// Back from a file. Error: not such a file.
+CorrelationTable read_correlations(const std::string& path);
 /// The strongest `rows` correlations of a stage, then the groups.
 std::string correlations_text(const CorrelationTable& table, const std::string& stage, size_t rows = 20);
 

@@ -17,8 +17,6 @@
 namespace eigentrace {
 namespace {
 
-constexpr const char* interventions_format = "eigentrace-interventions/1";
-
 std::vector<int64_t> places(const std::string& text, const char* option) {
   if (text.empty()) return {};
   try {  // one grammar for both ways of saying it
@@ -33,7 +31,8 @@ std::string path_name(InterventionPath path, const std::vector<Intervention>& li
   const std::vector<const Mixer*> mixers = model.mixers();
   for (const Intervention& one : list)
     for (size_t layer = 0; layer < mixers.size(); ++layer)
-      if (one.in_layer(int64_t(layer)) && (path == InterventionPath::replay || !mixers[layer]->has_mix_with()))
+      if (one.in_layer(int64_t(layer)) &&
+          (path == InterventionPath::replay || !mixers[layer]->has_mix_with()))
         return "replay";
   return "ops";
 }
@@ -125,20 +124,22 @@ std::string interventions_json(const InterventionTable& table) {
 std::string interventions_text(const InterventionTable& table) {
   size_t wide = 12;
   for (const InterventionResult& row : table.rows) wide = std::max(wide, row.change.size());
-  std::string text = fmt::format("{:<{}} {:>7} {:>10} {:>9} {:>10} {:>10} {:>8}\n", "change", wide, "path", "loss",
-                                 "accuracy", "Δ loss", "Δ accuracy", "s");
+  std::string text = fmt::format("{:<{}} {:>7} {:>10} {:>9} {:>10} {:>10} {:>8}\n", "change", wide, "path",
+                                 "loss", "accuracy", "Δ loss", "Δ accuracy", "s");
   const Evaluation& first = table.rows.at(0).evaluation;
   for (const InterventionResult& row : table.rows) {
     const Evaluation& e = row.evaluation;
-    text += fmt::format("{:<{}} {:>7} {:>10.4f} {:>9.4f} {:>+10.4f} {:>+10.4f} {:>8.1f}\n", row.change, wide, row.path,
-                        e.loss, e.accuracy, e.loss - first.loss, e.accuracy - first.accuracy, row.seconds);
+    text += fmt::format("{:<{}} {:>7} {:>10.4f} {:>9.4f} {:>+10.4f} {:>+10.4f} {:>8.1f}\n", row.change, wide,
+                        row.path, e.loss, e.accuracy, e.loss - first.loss, e.accuracy - first.accuracy,
+                        row.seconds);
   }
   return text;
 }
 
 int intervene_command(const InterveneOptions& options) {
   const RunFolder folder = RunFolder::open(options.run);
-  if (options.changes.empty()) fail_usage("intervene: --clamp: at least one change expected, such as 'abs<=0.9'");
+  if (options.changes.empty())
+    fail_usage("intervene: --clamp: at least one change expected, such as 'abs<=0.9'");
   if (options.examples < 0 || options.batch < 0)
     fail_usage("intervene: --examples, --batch: a number from 1, or 0 for the configuration's");
   InterveneRequest request;
@@ -148,7 +149,8 @@ int intervene_command(const InterveneOptions& options) {
   request.device = parse_device(options.device);
   if (options.replay) request.path = InterventionPath::replay;
   const std::string dtype = options.dtype.empty() ? folder.read_info().dtype : options.dtype;
-  if (dtype != "f32" && dtype != "f64") fail_usage(fmt::format("--dtype: f32 or f64 expected, found '{}'", dtype));
+  if (dtype != "f32" && dtype != "f64")
+    fail_usage(fmt::format("--dtype: f32 or f64 expected, found '{}'", dtype));
   request.dtype = dtype == "f64" ? DType::f64 : DType::f32;
   request.split = read_config_file(folder.config()).config.train.eval_split;
   if (!options.split.empty() && options.split != "test" && options.split != "validation")

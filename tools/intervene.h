@@ -1,6 +1,6 @@
 #pragma once
-// What a trained model loses or gains when its eigenvalues are changed: evaluations with and without interventions, and
-// the file interventions.json of a run's folder.
+// What a trained model loses or gains when its eigenvalues are changed: evaluations with and without
+// interventions, and the file interventions.json of a run's folder.
 #include <string>
 #include <vector>
 
@@ -8,6 +8,8 @@
 #include "tools/run_folder.h"
 
 namespace eigentrace {
+
+inline constexpr const char* interventions_format = "eigentrace-interventions/1";
 
 struct InterventionResult {
   std::string change;  ///< as written; "as trained" for the first row
@@ -34,13 +36,16 @@ struct InterveneRequest {
   Device device;
 };
 
-/// Evaluates the run's weights as trained (with the interventions of its own configuration), without those if it has
-/// any, and once for every change asked for (after its own). Errors: usage, as of parse_interventions and alter.
+/// Evaluates the run's weights as trained (with the interventions of its own configuration), without those if
+/// it has any, and once for every change asked for (after its own). Errors: usage, as of parse_interventions
+/// and alter.
 InterventionTable run_interventions(const RunFolder& folder, const InterveneRequest& request);
 
-/// interventions.json: {format, kind, about: {…}, rows: [{change, path, loss, accuracy, macro_accuracy?, labels,
-/// loss_change, accuracy_change, seconds, condition?}]}. NaN and infinities become null.
+/// interventions.json: {format, kind, about: {…}, rows: [{change, path, loss, accuracy, macro_accuracy?,
+/// labels, loss_change, accuracy_change, seconds, condition?}]}. NaN and infinities become null.
 std::string interventions_json(const InterventionTable& table);
+/// Back from a file. Error: not such a file.
+InterventionTable read_interventions(const std::string& path);
 /// As lines of text.
 std::string interventions_text(const InterventionTable& table);
 }  // namespace eigentrace

@@ -102,10 +102,10 @@ RunFolder RunFolder::create(const std::string& path, bool force) {
 void RunFolder::prepare() const {
   ensure_directory(path_);
   // run.json first: without it this is no run, so that a program killed here leaves no mixture of two.
-  for (const char* name : {"run.json", "failed_batch.npz", "failed.safetensors", "metrics.jsonl",
-                           "initial.safetensors", "checkpoint.safetensors", "spectrum_initial.npz",
-                           "spectrum_initial.json", "spectrum_trained.npz", "spectrum_trained.json",
-                           "interventions.json"})
+  for (const char* name :
+       {"run.json", "failed_batch.npz", "failed.safetensors", "metrics.jsonl", "initial.safetensors",
+        "checkpoint.safetensors", "spectrum_initial.npz", "spectrum_initial.json", "spectrum_trained.npz",
+        "spectrum_trained.json", "interventions.json"})
     std::filesystem::remove(path_ + "/" + name);
   std::vector<std::filesystem::path> along;
   for (const auto& entry : std::filesystem::directory_iterator(path_))

@@ -251,6 +251,36 @@ TEST_CASE("statistics: transition products equal the running product") {
   CHECK_THROWS_AS(cut.log_abs(101, 4), Error);
 }
 
+TEST_CASE("statistics: the memory curve holds the quantiles of every product of its lag") {
+  Rng rng(3, 1);
+  std::vector<double> x(2 * 20 * 3);
+  for (double& v : x) v = rng.uniform(-1, 0.3);
+  const auto s = spectrum_statistics({x, {}, 2, 20, 3});
+  for (size_t k = 0; k < memory_lags.size(); ++k) {
+    const int64_t lag = static_cast<int64_t>(memory_lags[k]);
+    std::vector<double> direct;
+    for (int64_t b = 0; b < 2; ++b)
+      for (int64_t n = 0; n < 3; ++n)
+        for (int64_t start = 0; start + lag <= 20; ++start) {
+          double sum = 0;
+          for (int64_t t = start; t < start + lag; ++t) sum += x[size_t((b * 20 + t) * 3 + n)];
+          direct.push_back(sum);
+        }
+    CAPTURE(lag);
+    if (direct.empty()) {
+      CHECK(std::isnan(s.memory.median[k]));
+      continue;
+    }
+    const Summary expected = summarise(direct);
+    CHECK(s.memory.low[k] == doctest::Approx(expected.quantiles[1]).epsilon(1e-12));
+    CHECK(s.memory.median[k] == doctest::Approx(expected.quantiles[3]).epsilon(1e-12));
+    CHECK(s.memory.high[k] == doctest::Approx(expected.quantiles[5]).epsilon(1e-12));
+  }
+  const auto fixed = spectrum_statistics({std::vector<double>{-0.5, -0.1, -inf}, {}, 1, 1, 3, false});
+  CHECK(fixed.memory.median[4] == doctest::Approx(-8));
+  CHECK(fixed.memory.low[0] == -inf);
+}
+
 TEST_CASE("statistics: the field visitor names every number once") {
   const auto x = logs({0.5, 0.9, 1.5});
   for (bool time_varying : {true, false}) {

@@ -161,6 +161,12 @@ TEST_CASE("interventions: evaluation with and without, by ops and by replay, one
   const std::string json = read_file(temporary.path + "/run/interventions.json");
   CHECK(json.find("eigentrace-interventions/1") != std::string::npos);
   CHECK(json.find("abs<=0.5 layers=0") != std::string::npos);
+  const InterventionTable back = read_interventions(temporary.path + "/run/interventions.json");
+  CHECK(interventions_json(back) + "\n" == json);
+  write_atomically(temporary.path + "/broken.json",
+                   "{\"format\": \"eigentrace-interventions/1\", \"rows\": 3}");
+  CHECK_THROWS_AS(read_interventions(temporary.path + "/broken.json"), Error);
+  CHECK_THROWS_AS(read_correlations(temporary.path + "/run/interventions.json"), Error);
   options.layers = "x";
   CHECK_THROWS_AS(intervene_command(options), UsageError);
 }
@@ -232,5 +238,8 @@ TEST_CASE(
   CHECK(changed);
   CHECK(correlations_text(table, "trained").find("lru lr: 0.01") != std::string::npos);
   CHECK(correlations_json(table).find("eigentrace-correlations/1") != std::string::npos);
+  const std::string file = temporary.path + "/correlations.json";
+  write_atomically(file, correlations_json(table));
+  CHECK(correlations_json(read_correlations(file)) == correlations_json(table));
   CHECK_THROWS_AS(correlate_runs({folders[0]}, request), UsageError);
 }
