@@ -123,7 +123,7 @@ MemoryCurve memory_curve(const EigenvalueView& view) {
       const size_t below = static_cast<size_t>(position);
       const double low = values[below], high = values[std::min(below + 1, values.size() - 1)];
       const double weight = position - static_cast<double>(below);
-      return weight == 0 || low == high ? low : low + weight * (high - low);
+      return weight == 0 || low == high || low == -inf ? low : low + weight * (high - low);
     };
     curve.low[k] = quantile(0.05), curve.median[k] = quantile(0.5), curve.high[k] = quantile(0.95);
   }
