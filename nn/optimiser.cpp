@@ -94,22 +94,23 @@ Optimiser::Optimiser(ParameterList& list, std::vector<ParameterGroup> groups, co
   norm_ = Tensor::zeros({1}, DType::f64, list.device());
 }
 
-void Optimiser::step(Context& ctx, const std::vector<double>& rates) {
+std::vector<double> Optimiser::row(int64_t step, const std::vector<double>& rates) const {
   if (rates.size() != groups_.size())
-    fail(fmt::format("Optimiser::step: rates: {} expected, one per group, found {}", groups_.size(),
-                     rates.size()));
-  ++steps_;
-  std::vector<double> rows;
+    fail(fmt::format("Optimiser: rates: {} expected, one per group, found {}", groups_.size(), rates.size()));
+  std::vector<double> numbers;
   for (size_t g = 0; g < groups_.size(); ++g) {
     const ParameterGroup& group = groups_[g];
-    const int64_t updates = steps_ / group.update_every;
-    const auto t = static_cast<double>(updates);
+    const auto t = static_cast<double>(step / group.update_every);
     // 1 − βᵗ by expm1: for β close to 1 and small t the difference would cancel.
     const auto correction = [t](double beta) { return beta > 0 ? -std::expm1(t * std::log(beta)) : 1.0; };
-    const bool active = steps_ % group.update_every == 0;
-    rows.insert(rows.end(), {rates[g], correction(group.beta1), correction(group.beta2), active ? 1.0 : 0.0});
+    const bool active = step % group.update_every == 0;
+    numbers.insert(numbers.end(),
+                   {rates[g], correction(group.beta1), correction(group.beta2), active ? 1.0 : 0.0});
   }
-  if (!ctx.dry()) rates_.assign(rows);
+  return numbers;
+}
+
+void Optimiser::update(Context& ctx) {
   std::vector<Tensor> gradients;
   for (const kernels::AdamTensors& t : tensors_) {
     if (constants_[static_cast<size_t>(t.group)].accumulates) {
@@ -120,6 +121,12 @@ void Optimiser::step(Context& ctx, const std::vector<double>& rates) {
   }
   kernels::global_norm(ctx, gradients, norm_);
   kernels::adamw(ctx, tensors_, constants_, rates_, norm_, options_.clip_norm, options_.published_complex);
+}
+
+void Optimiser::step(Context& ctx, const std::vector<double>& rates) {
+  const std::vector<double> numbers = row(++steps_, rates);
+  if (!ctx.dry()) rates_.assign(numbers);
+  update(ctx);
 }
 
 bool Optimiser::skipped() const { return steps_ > 0 && !std::isfinite(norm()); }

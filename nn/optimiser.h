@@ -44,6 +44,12 @@ class Optimiser {
   /// One step from the gradients the last backward pass left. rates: one per group. If the gradients' norm is
   /// not finite nothing changes but the step count.
   void step(Context& ctx, const std::vector<double>& rates);
+  /// The same step in the parts that a captured one is made of: `row` is what the update numbered `step`
+  /// (from 1) reads, [groups, 4]; `update` reads it from `device_rates` and does not count.
+  std::vector<double> row(int64_t step, const std::vector<double>& rates) const;
+  void update(Context& ctx);
+  const Tensor& device_rates() const { return rates_; }  ///< f64 [groups, 4]
+  const Tensor& device_norm() const { return norm_; }    ///< f64 [1]
 
   const std::vector<ParameterGroup>& groups() const { return groups_; }
   int64_t steps() const { return steps_; }

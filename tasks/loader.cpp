@@ -11,7 +11,7 @@
 namespace eigentrace {
 
 Loader::Loader(const Task& task, Split split, const LoaderOptions& options, LoaderPosition start)
-    : task_(task), split_(split), options_(options), position_(start) {
+    : task_(task), split_(split), options_(options), start_(start), position_(start) {
   const int64_t examples = task.size(split);
   if (options.batch_size < 1)
     fail_usage(fmt::format("loader: batch_size: expected at least 1, found {}", options.batch_size));
@@ -24,8 +24,12 @@ Loader::Loader(const Task& task, Split split, const LoaderOptions& options, Load
         "loader: start: expected a step from 0 to {} of an epoch from 0, found step {} of epoch {}; "
         "resume with the batch_size the run had",
         steps_ - 1, start.step, start.epoch));
-  ring_.resize(std::max<int64_t>(2, options.buffers));
-  thread_ = std::thread([this, start] { work(start); });
+  const int threads = std::max(1, options.threads);
+  ring_.resize(static_cast<size_t>(std::max<int64_t>(threads + 1, options.buffers)));
+  ready_.assign(ring_.size(), -1);
+  end_ = options.epochs == 0 ? INT64_MAX
+                             : std::max<int64_t>(0, (options.epochs - start.epoch) * steps_ - start.step);
+  for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
 }
 
 Loader::~Loader() {
@@ -34,66 +38,67 @@ Loader::~Loader() {
     stop_ = true;
   }
   changed_.notify_all();
-  thread_.join();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+LoaderPosition Loader::position_of(int64_t ticket) const {
+  const int64_t step = start_.step + ticket;
+  return {start_.epoch + step / steps_, step % steps_};
 }
 
 LoaderPosition Loader::after(LoaderPosition at) const {
   return at.step + 1 < steps_ ? LoaderPosition{at.epoch, at.step + 1} : LoaderPosition{at.epoch + 1, 0};
 }
 
-void Loader::work(LoaderPosition at) {
-  try {
-    const int64_t examples = task_.size(split_), vocabulary = task_.shape(split_).vocabulary;
-    const int64_t buffers = static_cast<int64_t>(ring_.size());
-    const Padding padding{options_.pad_last ? options_.batch_size : 0, options_.time_multiple};
-    std::vector<int64_t> order(examples);
-    std::iota(order.begin(), order.end(), 0);
-    int64_t shuffled_epoch = -1;
-    for (; options_.epochs == 0 || at.epoch < options_.epochs; at = after(at)) {
-      Batch* batch = nullptr;
-      {
-        std::unique_lock lock(mutex_);
-        // The consumer may still read batch taken_ - 1, so one place of the ring is never the thread's.
-        changed_.wait(lock, [&] { return stop_ || made_ - taken_ + 1 < buffers; });
-        if (stop_) return;
-        batch = &ring_[made_ % buffers];
-      }
+void Loader::work() {
+  const int64_t examples = task_.size(split_), buffers = static_cast<int64_t>(ring_.size());
+  const Padding padding{options_.pad_last ? options_.batch_size : 0, options_.time_multiple};
+  std::vector<int64_t> order(static_cast<size_t>(examples));
+  std::iota(order.begin(), order.end(), 0);
+  int64_t shuffled_epoch = -1;
+  for (;;) {
+    int64_t ticket;
+    {
+      std::unique_lock lock(mutex_);
+      // The consumer may still read batch taken_ − 1, so one place of the ring is never the threads'.
+      changed_.wait(lock, [&] { return stop_ || next_ >= end_ || next_ - taken_ + 1 < buffers; });
+      if (stop_ || next_ >= end_ || error_) return;
+      ticket = next_++;
+    }
+    try {
+      const LoaderPosition at = position_of(ticket);
+      Batch& batch = ring_[static_cast<size_t>(ticket % buffers)];
       if (options_.shuffle && shuffled_epoch != at.epoch) {
         order = permutation(options_.seed, static_cast<uint64_t>(at.epoch), examples);
         shuffled_epoch = at.epoch;
       }
       const int64_t begin = at.step * options_.batch_size;
       const int64_t count = std::min(options_.batch_size, examples - begin);
-      task_.make(split_, {order.data() + begin, static_cast<size_t>(count)}, *batch, padding);
-      if (options_.sort_tokens) sort_tokens(*batch, vocabulary);
-      batch->epoch = at.epoch, batch->step = at.step;
-      {
-        std::lock_guard lock(mutex_);
-        ++made_;
-      }
-      changed_.notify_all();
+      task_.make(split_, {order.data() + begin, static_cast<size_t>(count)}, batch, padding);
+      if (options_.sort_tokens) sort_tokens(batch, task_.shape(split_).vocabulary);
+      batch.epoch = at.epoch, batch.step = at.step;
+      std::lock_guard lock(mutex_);
+      ready_[static_cast<size_t>(ticket % buffers)] = ticket;
+    } catch (...) {
+      std::lock_guard lock(mutex_);
+      if (ticket < error_at_) error_ = std::current_exception(), error_at_ = ticket;
     }
-  } catch (...) {
-    std::lock_guard lock(mutex_);
-    error_ = std::current_exception();
+    changed_.notify_all();
   }
-  {
-    std::lock_guard lock(mutex_);
-    finished_ = true;
-  }
-  changed_.notify_all();
 }
 
 const Batch* Loader::next() {
   const Batch* batch = nullptr;
   {
     std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return taken_ < made_ || finished_; });
-    if (taken_ == made_) {
-      if (error_) std::rethrow_exception(error_);
+    const auto place = static_cast<size_t>(taken_ % static_cast<int64_t>(ring_.size()));
+    // A failed batch is reported when its turn comes; those before it, on other threads, still arrive.
+    changed_.wait(lock, [&] { return ready_[place] == taken_ || taken_ >= end_ || error_at_ == taken_; });
+    if (ready_[place] != taken_) {
+      if (error_at_ == taken_) std::rethrow_exception(error_);
       return nullptr;
     }
-    batch = &ring_[taken_ % static_cast<int64_t>(ring_.size())];
+    batch = &ring_[place];
     ++taken_;
   }
   changed_.notify_all();

@@ -175,6 +175,19 @@ void global_norm(Context& ctx, const std::vector<Tensor>& gradients, Tensor& nor
 void adamw(Context& ctx, const std::vector<AdamTensors>& tensors, const std::vector<AdamGroup>& groups,
            const Tensor& rates, const Tensor& norm, double clip, bool published_complex);
 
+// --- the end of a step (kernels/step.cu)
+/// All on the device; f64 but for `first` (i64 [1]).
+struct StepEnd {
+  Tensor loss_sum, correct, norm;  ///< [1]
+  Tensor table;                    ///< [S, groups, 4]: rates of steps first … first + S − 1
+  Tensor first;
+  Tensor rates;  ///< [groups, 4], written: the next step's
+  Tensor ring;   ///< [R, 4], row step % R written: loss_sum, correct, norm, failed
+};
+/// Writes the ring's row and the next step's rates, then counts the step of `step_state` up. failed ≠ 0 from the
+/// first step on whose loss or norm is not finite; from there on the rates are inactive: nothing moves any more.
+void end_step(Context& ctx, const StepEnd& end);
+
 // --- attention (kernels/softmax_attention.cu, ssd.cu, attention_normaliser.cu, norm_scale.cu): [B, T, H, N]
 // operands with any strides and a dense last axis; gradients that are undefined are not computed
 /// y_i = Σ_{j≤i} p_ij v_j, p_ij = exp(scale q_i·k_j − lse_i), dropout on p; op: of the random stream. lse

@@ -24,8 +24,12 @@ Storage::~Storage() {
     device_free(device_, data_);
 }
 
-Tensor::Tensor(std::shared_ptr<Storage> storage, DType dtype, const Shape& shape)
-    : storage_(std::move(storage)), dtype_(dtype), shape_(shape), strides_(contiguous_strides(shape)) {}
+Tensor::Tensor(std::shared_ptr<Storage> storage, DType dtype, const Shape& shape, int64_t offset)
+    : storage_(std::move(storage)),
+      dtype_(dtype),
+      offset_(offset),
+      shape_(shape),
+      strides_(contiguous_strides(shape)) {}
 
 Tensor Tensor::zeros(const Shape& shape, DType dtype, Device device) {
   for (int64_t size : shape)

@@ -35,7 +35,8 @@ class Storage {
 class Tensor {
  public:
   Tensor() = default;  ///< undefined
-  Tensor(std::shared_ptr<Storage> storage, DType dtype, const Shape& shape);
+  /// `offset`: of the first element, in elements.
+  Tensor(std::shared_ptr<Storage> storage, DType dtype, const Shape& shape, int64_t offset = 0);
   /// Zeroed memory of its own: parameters, optimiser state, inputs. Step memory comes from Context::empty.
   static Tensor zeros(const Shape& shape, DType dtype, Device device = {});
   /// A copy of host values, on `device`.

@@ -52,61 +52,9 @@ LossAverage loss_average(const RunConfig& config) {
                                                            : LossAverage::labelled;
 }
 
-/// S4, S5 and LRU pool over the valid length; the others over the padded batch, as the study does.
-bool masked_pooling(const Model& model, const Task& task) {
-  return std::holds_alternative<SsmConfig>(model.config()) && !task.shape(Split::train).fixed_length;
-}
-
-/// What T is rounded up to. S4, S5 and LRU take every batch at the task's full length: it enters BatchNorm's
-/// statistics and S4's kernel.
-int64_t time_multiple(const Model& model, const Task& task) {
-  return std::holds_alternative<SsmConfig>(model.config()) ? task.shape(Split::train).time : 1;
-}
-
 double scalar(const Tensor& tensor) { return tensor.to_vector<double>()[0]; }
 
 }  // namespace
-
-Evaluation evaluate(Context& ctx, const Model& model, const Task& task, Split split, int64_t batch_size,
-                    bool mean_of_batches, int64_t examples, const PassHook& hook) {
-  LoaderOptions options;
-  options.batch_size = std::min(batch_size, task.size(split));
-  options.shuffle = examples > 0;  // data sets may be sorted by class: the first examples would not do
-  options.epochs = 1;
-  options.pad_last = true;
-  options.time_multiple = time_multiple(model, task);
-  Loader loader(task, split, options);
-  DeviceBatch data(ctx.device(), model.parameters().dtype());
-  double loss = 0, correct = 0, labels = 0, batch_loss = 0, batch_accuracy = 0, batches = 0;
-  const bool mad = task.name() == MadConfig::kName;
-  double macro = 0, macro_batches = 0;
-  int64_t seen = 0;
-  const Batch* batch = nullptr;
-  while ((examples == 0 || seen < examples) && (batch = loader.next())) {
-    seen += batch->examples;
-    data.load(*batch, masked_pooling(model, task), LossAverage::labelled);
-    Tape tape(ctx, false);
-    Forward forward(tape, model.parameters());
-    if (hook) hook(forward, data.input());
-    const Loss result = model.loss(forward, data.input(), data.labels());
-    const double sum = scalar(result.loss_sum), right = scalar(result.correct);
-    const double count = static_cast<double>(std::max<int64_t>(batch->label_count, 1));
-    loss += sum, correct += right, labels += static_cast<double>(batch->label_count);
-    if (mad && batch->label_count > 0) {
-      const std::vector<int32_t> predicted = result.argmax.to_vector<int32_t>();
-      const auto labelled = static_cast<size_t>(batch->label_count);
-      macro += mad_accuracy(std::span(batch->labels).first(labelled), std::span(predicted).first(labelled));
-      macro_batches += 1;
-    }
-    batch_loss += sum / count, batch_accuracy += right / count, batches += 1;
-  }
-  Evaluation result;
-  result.labels = static_cast<int64_t>(labels);
-  result.loss = mean_of_batches ? batch_loss / batches : loss / labels;
-  result.accuracy = mean_of_batches ? batch_accuracy / batches : correct / labels;
-  if (mad) result.macro_accuracy = macro / macro_batches;
-  return result;
-}
 
 namespace {
 
@@ -391,7 +339,7 @@ RunInfo Trainer::run() {
   LoaderOptions order;
   order.batch_size = config_.train.batch_size;
   order.seed = config_.seed;
-  order.time_multiple = time_multiple(*model_, *task_);
+  order.time_multiple = time_multiple(*model_, *task_, options_.device);
   const int64_t epoch = rates_.steps_per_epoch();
   Loader loader(*task_, Split::train, order, {step_ / epoch, step_ % epoch});
   set_interventions();

@@ -14,27 +14,10 @@
 #include "tasks/loader.h"
 #include "tensor/io/file.h"
 #include "tools/device_batch.h"
+#include "tools/evaluate.h"
 #include "tools/run_folder.h"
 
 namespace eigentrace {
-
-/// Loss and accuracy of a whole split.
-struct Evaluation {
-  double loss = 0, accuracy = 0;
-  /// MAD only: mad_accuracy of each batch, averaged over the batches.
-  std::optional<double> macro_accuracy;
-  int64_t labels = 0;
-  /// What stopping and plateaus look at.
-  double score() const { return macro_accuracy.value_or(accuracy); }
-};
-
-/// What is done to every pass before it runs: hooks set, settings changed. Empty: nothing.
-using PassHook = std::function<void(Forward&, const ModelInput&)>;
-
-/// Loss (mean over labels; over batches if `mean_of_batches`, as the study reports) and accuracy of `split`,
-/// without dropout. The last batch is padded with examples that have no label.
-Evaluation evaluate(Context& ctx, const Model& model, const Task& task, Split split, int64_t batch_size,
-                    bool mean_of_batches, int64_t examples = 0, const PassHook& hook = {});
 
 struct TrainerOptions {
   Device device;
