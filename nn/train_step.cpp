@@ -73,6 +73,7 @@ Loss TrainStep::forward_backward(Context& ctx, const ModelInput& input, const La
   Forward forward(tape, model_.parameters());
   forward.dropout = true;
   forward.batch_statistics = true;
+  if (hook_) hook_(forward, input);
   Loss loss = model_.loss(forward, input, labels);
   tape.backward(loss.value);
   return loss;
@@ -90,7 +91,7 @@ void TrainStep::run(const ModelInput& input, const Labels& labels) {
     fail(fmt::format("TrainStep::run: {} steps since the last look at the results; call results()",
                      pending()));
   if (step_ - table_first_ >= table_rows) fill_table();
-  graphs_.run(ctx_, shape_key(input, labels), [&] { enqueue(input, labels); });
+  (hook_ ? eager_ : graphs_).run(ctx_, shape_key(input, labels), [&] { enqueue(input, labels); });
   ++step_;
   optimiser_.set_steps(optimiser_.steps() + 1);
 }

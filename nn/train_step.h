@@ -2,6 +2,7 @@
 // One training step: forward, loss, backward, clipping, optimiser, bookkeeping. On a GPU the step of each
 // batch shape runs once as it is, is then captured as one CUDA graph and replayed; nothing in it reads from
 // the host or is read by it, so the host only looks at the results now and then.
+#include <functional>
 #include <vector>
 
 #include "nn/model.h"
@@ -10,6 +11,10 @@
 #include "tensor/graph.h"
 
 namespace eigentrace {
+
+/// What is done to every pass before it runs: hooks set, settings changed. Empty: nothing. A pass with a hook
+/// is never captured: what the hook does may look at the host.
+using PassHook = std::function<void(Forward&, const ModelInput&)>;
 
 /// All that captured work bakes in about a batch.
 std::vector<int64_t> shape_key(const ModelInput& input, const Labels& labels);
@@ -31,6 +36,7 @@ class TrainStep {
 
   /// Stands before step `step`, as at the start or after loading a checkpoint.
   void start(int64_t step);
+  void set_hook(PassHook hook) { hook_ = std::move(hook); }
   /// Says that `rates` gives other numbers from the next step on (a plateau).
   void rates_changed();
   /// One step on a batch whose tensors keep their addresses as long as their shapes stay. Does not wait for
@@ -58,7 +64,8 @@ class TrainStep {
   uint64_t seed_;
   int64_t step_ = 0, read_ = 0, table_first_ = 0;
   Tensor table_, first_, ring_;
-  GraphCache graphs_;
+  GraphCache graphs_, eager_{false};
+  PassHook hook_;
 };
 
 }  // namespace eigentrace

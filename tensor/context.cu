@@ -28,6 +28,32 @@ size_t default_slab_bytes(Device device) {
 
 }  // namespace
 
+const char* name_of(Precision precision) {
+  switch (precision) {
+    case Precision::fp32:
+      return "fp32";
+    case Precision::tf32:
+      return "tf32";
+    case Precision::tf32x3:
+      return "tf32x3";
+    case Precision::bf16:
+      return "bf16";
+  }
+  return "?";
+}
+
+Precision parse_precision(const std::string& name) {
+  for (const Precision p : {Precision::fp32, Precision::tf32, Precision::tf32x3, Precision::bf16})
+    if (name == name_of(p)) return p;
+  fail_usage("precision: fp32, tf32, tf32x3 or bf16 expected, found '" + name + "'");
+}
+
+void check_precision(Precision precision, Device device) {
+  if (precision != Precision::fp32 && !device.is_cuda())
+    fail_usage(std::string("precision: ") + name_of(precision) + " exists on a GPU only; use fp32 on " +
+               to_string(device));
+}
+
 Context::Context(Device device, std::shared_ptr<Slab> slab, bool dry)
     : device_(device),
       dry_(dry),

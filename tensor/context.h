@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
 
 #include "tensor/tensor.h"
 
@@ -12,6 +13,12 @@ namespace eigentrace {
 /// tf32x3: operands split in two TF32 parts, three products, float32's accuracy. bf16: operands rounded to
 /// bf16. Sums are float32 always.
 enum class Precision : unsigned char { fp32, tf32, tf32x3, bf16 };
+
+const char* name_of(Precision precision);
+/// Error (usage): no such precision.
+Precision parse_precision(const std::string& name);
+/// Error (usage): `device` has no such products.
+void check_precision(Precision precision, Device device);
 
 class Context {
  public:

@@ -46,6 +46,12 @@ void declare_commands(CLI::App& app, std::function<int()>& chosen) {
         c->add_option("--out", o.out, "run folder (default: runs/NAME)");
         c->add_option("--resume", o.resume, "go on with the run in this folder");
         c->add_option("--dtype", o.dtype, "f32 or f64")->capture_default_str();
+        c->add_option("--precision", o.precision,
+                      "of float32 matrix products on a GPU: fp32, tf32, tf32x3 or bf16")
+            ->capture_default_str();
+        c->add_option("--attention-precision", o.attention_precision,
+                      "of those inside softmax attention (default: as --precision)");
+        c->add_flag("--eager", o.eager, "on a GPU: launch every kernel by itself instead of a captured step");
         c->add_option("--max-steps", o.max_steps,
                       "stop after so many steps, to be resumed (0: go to the end)");
         c->add_flag("--explain", o.explain,

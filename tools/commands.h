@@ -20,9 +20,12 @@ struct TrainOptions : CommonOptions {
   std::string out;               ///< run folder; empty: runs/<name of the configuration>
   std::string resume;            ///< run folder to go on with
   std::string dtype = "f32";
-  int64_t max_steps = 0;  ///< stop (to be resumed) after so many steps from here; 0: go to the end
-  bool explain = false;   ///< list what the published code ignores in this file, then stop
-  bool force = false;     ///< overwrite an existing run folder
+  std::string precision = "fp32";   ///< of float32 matrix products on a GPU
+  std::string attention_precision;  ///< of those inside softmax attention; empty: `precision`
+  bool eager = false;               ///< on a GPU: launch every kernel of a step by itself
+  int64_t max_steps = 0;            ///< stop (to be resumed) after so many steps from here; 0: go to the end
+  bool explain = false;             ///< list what the published code ignores in this file, then stop
+  bool force = false;               ///< overwrite an existing run folder
 };
 int train_command(const TrainOptions& options);
 

@@ -35,7 +35,7 @@ Evaluator::Evaluator(Context& ctx, const Model& model, const Task& task, Evaluat
       options_(std::move(options)),
       mad_(task.name() == MadConfig::kName),
       data_(ctx.device(), model.parameters().dtype()),
-      graphs_(!options_.prepare),
+      graphs_(!options_.hook),
       sums_(Tensor::zeros({2}, DType::f64, ctx.device())) {
   options_.batch_size = std::min(options_.batch_size, task.size(options_.split));
   const int64_t batches = (task.size(options_.split) + options_.batch_size - 1) / options_.batch_size;
@@ -48,7 +48,7 @@ void Evaluator::add(const Batch& batch) {
   const auto work = [&] {
     Tape tape(ctx_, false);
     Forward forward(tape, model_.parameters());
-    if (options_.prepare) options_.prepare(forward);
+    if (options_.hook) options_.hook(forward, data_.input());
     const Loss loss = model_.loss(forward, data_.input(), data_.labels());
     Tensor sum = sums_.slice(0, 0, 1), correct = sums_.slice(0, 1, 1);
     kernels::copy(ctx_, loss.loss_sum, sum);
@@ -119,8 +119,8 @@ Evaluation Evaluator::run() {
 }
 
 Evaluation evaluate(Context& ctx, const Model& model, const Task& task, Split split, int64_t batch_size,
-                    bool mean_of_batches, int64_t examples) {
-  return Evaluator(ctx, model, task, {split, batch_size, mean_of_batches, examples, {}}).run();
+                    bool mean_of_batches, int64_t examples, const PassHook& hook) {
+  return Evaluator(ctx, model, task, {split, batch_size, mean_of_batches, examples, hook}).run();
 }
 
 }  // namespace eigentrace

@@ -22,9 +22,9 @@ struct Evaluation {
 struct EvaluationOptions {
   Split split = Split::test;
   int64_t batch_size = 64;
-  bool mean_of_batches = false;           ///< mean over batches, as the study reports, instead of over labels
-  int64_t examples = 0;                   ///< at most about so many, from all over the split; 0: all
-  std::function<void(Forward&)> prepare;  ///< sees each pass before it begins; passes are then never captured
+  bool mean_of_batches = false;  ///< mean over batches, as the study reports, instead of over labels
+  int64_t examples = 0;          ///< at most about so many, from all over the split; 0: all
+  PassHook hook;
 };
 
 /// Evaluates without dropout. The last batch is padded with examples that have no label. Host batches are
@@ -51,7 +51,7 @@ class Evaluator {
 };
 
 Evaluation evaluate(Context& ctx, const Model& model, const Task& task, Split split, int64_t batch_size,
-                    bool mean_of_batches, int64_t examples = 0);
+                    bool mean_of_batches, int64_t examples = 0, const PassHook& hook = {});
 
 /// True iff lengths are handed to pooling: S4, S5 and LRU pool over the valid length; the others over the
 /// padded batch, as the study does.

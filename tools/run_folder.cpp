@@ -28,6 +28,8 @@ void visit_run_info(Visitor&& visit, Info& info) {
   visit("blas_core", info.blas_core);
   visit("device", info.device);
   visit("dtype", info.dtype);
+  visit("precision", info.precision);
+  visit("attention_precision", info.attention_precision);
   visit("threads", info.threads);
   visit("parameters", info.parameters);
   visit("step", info.step);

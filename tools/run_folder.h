@@ -32,6 +32,7 @@ struct RunInfo {
   std::string name, config_name, task, family;
   uint64_t seed = 0;
   std::string version, commit, blas_core, device, dtype;
+  std::string precision = "fp32", attention_precision = "fp32";  ///< of float32 matrix products
   int threads = 0;
   int64_t parameters = 0, step = 0, total_steps = 0;
   std::string state;   ///< running, finished, stopped, failed

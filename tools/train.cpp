@@ -33,6 +33,13 @@ int train_command(const TrainOptions& options) {
   TrainerOptions how;
   how.device = parse_device(options.device);
   how.dtype = parse_dtype(options.dtype);
+  how.precision = parse_precision(options.precision);
+  check_precision(how.precision, how.device);
+  if (!options.attention_precision.empty()) {
+    how.attention_precision = parse_precision(options.attention_precision);
+    check_precision(*how.attention_precision, how.device);
+  }
+  how.capture = !options.eager;
   if (options.max_steps < 0) fail_usage("--max-steps: a number from 1, or 0 to go to the end");
   how.max_steps = options.max_steps;
 

@@ -13,6 +13,7 @@
 #include "tensor/blas.h"
 #include "tensor/error.h"
 #include "tensor/io/file.h"
+#include "tensor/kernels.h"
 #include "tools/failure.h"
 #include "tools/interventions.h"
 #include "tools/progress.h"
@@ -21,6 +22,9 @@
 
 namespace eigentrace {
 namespace {
+
+/// Steps of a GPU whose results may be unseen: a failure is found so many steps late at most.
+constexpr size_t most_unseen_steps = 64;
 
 volatile std::sig_atomic_t stop_signal = 0;
 
@@ -87,15 +91,21 @@ Trainer::Trainer(const RunConfig& config, const RunFolder& folder, const Trainer
                  optimiser_options(config_.train)),
       ctx_(options.device),
       data_(options.device, options.dtype),
+      train_step_(ctx_, *model_, optimiser_, rates_, config_.seed, options.capture),
       info_(std::move(info)),
       published_(config_.train.schedule == ScheduleKind::published),
       masked_(masked_pooling(*model_, *task_)),
       average_(loss_average(config_)) {
+  ctx_.precision = options.precision;
+  ctx_.attention_precision = options.attention_precision;
+  for (const Tensor& tensor : touched()) before_.tensors.push_back(tensor.clone());
   info_.version = version();
   info_.commit = commit();
   info_.blas_core = blas_core();
   info_.device = to_string(options.device);
   info_.dtype = options.dtype == DType::f64 ? "f64" : "f32";
+  info_.precision = name_of(options.precision);
+  info_.attention_precision = name_of(options.attention_precision.value_or(options.precision));
   info_.threads = omp_get_max_threads();
   info_.parameters = model_->parameters().count();
   info_.total_steps = rates_.total_steps();
@@ -121,6 +131,9 @@ std::unique_ptr<Trainer> Trainer::resume(const RunFolder& folder, const TrainerO
   if (info.state == "finished") fail_usage(fmt::format("train: the run in '{}' is finished", folder.path()));
   TrainerOptions same = options;
   same.dtype = info.dtype == "f64" ? DType::f64 : DType::f32;
+  same.precision = parse_precision(info.precision);
+  same.attention_precision = parse_precision(info.attention_precision);
+  check_precision(same.precision, options.device), check_precision(*same.attention_precision, options.device);
   const RunConfig config = read_config_file(folder.config()).config;
   auto trainer = std::unique_ptr<Trainer>(new Trainer(config, folder, same, std::move(info)));
   if (std::filesystem::exists(folder.checkpoint())) trainer->load(folder.checkpoint());
@@ -146,6 +159,7 @@ void Trainer::load(const std::string& path) {
     if (found == state.numbers.end()) fail(fmt::format("{}: the state has no '{}'", path, key));
     value = static_cast<std::remove_reference_t<decltype(value)>>(found->second);
   });
+  train_step_.start(step_);
 }
 
 void Trainer::set_interventions() {
@@ -153,39 +167,60 @@ void Trainer::set_interventions() {
   if (!interventions_) return;
   intervener_ = std::make_unique<Intervener>(interventions_, InterventionPath::ops);
   hook_ = [this](Forward& forward, const ModelInput&) { intervener_->attach(forward); };
+  train_step_.set_hook(hook_);
 }
 
-void Trainer::forward_backward(Context& ctx, const Batch& batch, bool check) {
-  Tape tape(ctx);
-  tape.check_finite = check;
-  Forward forward(tape, model_->parameters());
-  forward.dropout = true;
-  forward.batch_statistics = true;
-  if (hook_) hook_(forward, data_.input());
-  const Loss loss = model_->loss(forward, data_.input(), data_.labels());
-  tape.backward(loss.value);
-  if (ctx.dry()) return;
-  sums_.loss += scalar(loss.loss_sum);
-  sums_.correct += scalar(loss.correct);
-  sums_.labels += static_cast<double>(batch.label_count);
+LoaderOptions Trainer::batch_order() const {
+  LoaderOptions order;
+  order.batch_size = config_.train.batch_size;
+  order.seed = config_.seed;
+  order.time_multiple = time_multiple(*model_, *task_, options_.device);
+  order.threads =
+      options_.device.is_cuda() ? 4 : 1;  // a GPU takes more batches a second than one thread makes
+  order.buffers = order.threads + 2;
+  return order;
+}
+
+LoaderPosition Trainer::position(int64_t step) const {
+  const int64_t epoch = rates_.steps_per_epoch();
+  return {step / epoch, step % epoch};
+}
+
+void Trainer::plan(const Batch& batch) {
+  Context dry = Context::dry_run(options_.device);
+  dry.precision = ctx_.precision, dry.attention_precision = ctx_.attention_precision;
+  data_.load(batch, masked_, average_);
+  train_step_.forward_backward(dry, data_.input(), data_.labels(), false);
+  const auto mib = [](size_t bytes) { return static_cast<double>(bytes) / 1048576.0; };
+  if (dry.slab().peak() > ctx_.slab().capacity())
+    fail(fmt::format(
+        "a training step needs {:.0f} MiB of step memory (most of it in use at {}), {} has {:.0f}; "
+        "use a smaller batch or model",
+        mib(dry.slab().peak()), dry.slab().peak_label(), to_string(options_.device),
+        mib(ctx_.slab().capacity())));
+  info_.peak_step_memory_mib = mib(dry.slab().peak());
+  folder_.write_info(info_);
 }
 
 void Trainer::step(const Batch& batch) {
-  ctx_.set_step(config_.seed, static_cast<uint64_t>(step_));
-  const Before before = remember();
-  data_.load(batch, masked_, average_);
-  forward_backward(ctx_, batch, false);
-  bool finite = std::isfinite(sums_.loss);
-  if (finite) {
-    optimiser_.step(ctx_, rates_.at(optimiser_.groups(), step_));
-    finite = !optimiser_.skipped();
-  }
-  if (!finite) {
-    restore(before);
-    fail_step(batch);
-  }
-  sums_.norm += optimiser_.norm(), sums_.steps += 1;
+  if (labels_.empty()) remember();
+  data_.load(batch, masked_, average_, &ctx_);
+  train_step_.run(data_.input(), data_.labels());
+  labels_.push_back(static_cast<double>(batch.label_count));
   ++step_;
+  // A look at a GPU's results waits for it, so there it is taken seldom.
+  if (!options_.device.is_cuda() || labels_.size() >= most_unseen_steps) collect();
+}
+
+void Trainer::collect() {
+  const std::vector<StepResult> results = train_step_.results();
+  for (size_t i = 0; i < results.size(); ++i) {
+    const StepResult& result = results[i];
+    if (result.failed) fail_step(result.step);
+    sums_.loss += result.loss_sum, sums_.correct += result.correct, sums_.labels += labels_[i];
+    sums_.norm += result.norm, sums_.steps += 1;
+  }
+  labels_.clear();
 }
 
 std::vector<Tensor> Trainer::touched() const {
@@ -197,27 +232,28 @@ std::vector<Tensor> Trainer::touched() const {
   return tensors;
 }
 
-Trainer::Before Trainer::remember() const {
-  Before before{sums_, optimiser_.steps(), touched()};
-  for (Tensor& tensor : before.tensors) tensor = tensor.clone();
-  return before;
+void Trainer::remember() {
+  before_.step = step_, before_.optimiser_steps = optimiser_.steps();
+  const std::vector<Tensor> tensors = touched();
+  for (size_t i = 0; i < tensors.size(); ++i) kernels::copy(ctx_, tensors[i], before_.tensors[i]);
 }
 
-void Trainer::restore(const Before& before) {
-  sums_ = before.sums;
-  optimiser_.set_steps(before.optimiser_steps);
-  const std::vector<Tensor> tensors = touched();
-  for (size_t i = 0; i < tensors.size(); ++i) tensors[i].copy_from(before.tensors[i]);
+void Trainer::restore(int64_t step) {
+  optimiser_.set_steps(before_.optimiser_steps + step - before_.step);
+  std::vector<Tensor> tensors = touched();
+  for (size_t i = 0; i < tensors.size(); ++i) kernels::copy(ctx_, before_.tensors[i], tensors[i]);
+  step_ = step;
+  labels_.clear();
+  train_step_.start(step);
 }
 
 StepLook Trainer::look_at(const Batch& batch) {
-  const Before before = remember();
-  ctx_.set_step(config_.seed, static_cast<uint64_t>(step_));
+  remember();
   data_.load(batch, masked_, average_);
   StepLook look;
   try {
-    forward_backward(ctx_, batch, true);
-    look.loss = (sums_.loss - before.sums.loss) / std::max(sums_.labels - before.sums.labels, 1.0);
+    const Loss loss = train_step_.forward_backward(ctx_, data_.input(), data_.labels(), true);
+    look.loss = scalar(loss.loss_sum) / std::max(static_cast<double>(batch.label_count), 1.0);
     look.not_finite = first_not_finite(model_->parameters(), true);
     look.gradient_norm = gradient_norm(model_->parameters());
     if (look.not_finite.empty() && !std::isfinite(look.gradient_norm))
@@ -225,12 +261,17 @@ StepLook Trainer::look_at(const Batch& batch) {
   } catch (const Error& error) {
     look.not_finite = error.what();
   }
-  restore(before);
+  restore(step_);
   return look;
 }
 
-void Trainer::fail_step(const Batch& batch) {
-  // Nothing was changed by this step: the same pass again, looking at every value, names the culprit.
+void Trainer::fail_step(int64_t step) {
+  // This step and those after it moved no weight. The same pass again, looking at every value, names the
+  // culprit. (Where several steps were under way, the running statistics are those from before the first of
+  // them.)
+  restore(step);
+  Loader loader(*task_, Split::train, batch_order(), position(step));
+  const Batch& batch = *loader.next();
   std::string found = look_at(batch).not_finite;
   if (found.empty()) found = "a value was not finite, but not when the step was repeated";
   if (const std::string weight = first_not_finite(model_->parameters(), false); !weight.empty())
@@ -274,8 +315,11 @@ void Trainer::evaluate_now(AppendFile& metrics) {
   const Split split = config_.train.eval_split == EvalSplit::test ? Split::test : Split::validation;
   const int64_t batch =
       config_.train.eval_batch_size > 0 ? config_.train.eval_batch_size : config_.train.batch_size;
-  const Evaluation evaluation =
-      evaluate(ctx_, *model_, *task_, split, batch, published_, config_.train.eval_examples, hook_);
+  if (!evaluator_)
+    evaluator_ = std::make_unique<Evaluator>(
+        ctx_, *model_, *task_,
+        EvaluationOptions{split, batch, published_, config_.train.eval_examples, hook_});
+  const Evaluation evaluation = evaluator_->run();
   MetricsRow row;
   row.step = step_;
   row.split = split_name(split);
@@ -285,7 +329,9 @@ void Trainer::evaluate_now(AppendFile& metrics) {
   evaluated_accuracy_ = evaluation.score();
   metrics.append_line(to_json(row));
   metrics_bytes_ = metrics.size();
+  const double scale = rates_.plateau().scale;
   rates_.evaluated(evaluation.score());
+  if (rates_.plateau().scale != scale) train_step_.rates_changed();
 }
 
 TrainState Trainer::state() {
@@ -336,12 +382,7 @@ RunInfo Trainer::run() {
   };
   SignalGuard signals;
   AppendFile metrics(folder_.metrics(), metrics_bytes_);
-  LoaderOptions order;
-  order.batch_size = config_.train.batch_size;
-  order.seed = config_.seed;
-  order.time_multiple = time_multiple(*model_, *task_, options_.device);
-  const int64_t epoch = rates_.steps_per_epoch();
-  Loader loader(*task_, Split::train, order, {step_ / epoch, step_ % epoch});
+  Loader loader(*task_, Split::train, batch_order(), position(step_));
   set_interventions();
   TrainingSpectra spectra(config_, folder_, *task_, *model_, interventions_);
   Progress progress(info_.name, rates_.total_steps(), step_, options_.progress);
@@ -350,6 +391,7 @@ RunInfo Trainer::run() {
   const Clock::time_point start = Clock::now();
   Clock::time_point row_start = start;
   const auto end = [&](const char* state, const std::string& reason) {
+    collect();
     info_.state = state, info_.reason = reason;
     spectra.finish();  // what a checkpoint stands for is on disk before it
     info_.wall_seconds = earlier_seconds + seconds_since(start);
@@ -363,32 +405,30 @@ RunInfo Trainer::run() {
         return info_;
       }
       const Batch& batch = *loader.next();
-      if (!planned) {  // what a step needs, before the first one touches memory
-        Context dry = Context::dry_run(options_.device);
-        data_.load(batch, masked_, average_);
-        forward_backward(dry, batch, false);
-        info_.peak_step_memory_mib = static_cast<double>(dry.slab().peak()) / 1048576.0;
-        folder_.write_info(info_);
-        planned = true;
-      }
+      if (!planned) plan(batch), planned = true;  // before the first step touches memory
       step(batch);
+      const int64_t every = config_.train.checkpoint_every;
+      const bool checkpoint = every > 0 && step_ % every == 0;
+      if (checkpoint || step_ == stop_before || stop_signal != 0) collect();
       if (step_ % config_.train.log_every == 0 || step_ == rates_.total_steps()) {
+        collect();
         log_row(metrics, seconds_since(row_start));
         row_start = Clock::now();
       }
       if (spectra.due(step_)) {
+        collect();
         const Clock::time_point before = Clock::now();
         spectra.read(ctx_, step_);
         row_start += Clock::now() - before;
       }
       if (evaluation_due()) {
+        collect();
         progress.update(step_, progress_text() + "  evaluating");
         evaluate_now(metrics);
         row_start = Clock::now();
       }
       progress.update(step_, progress_text());
-      const int64_t every = config_.train.checkpoint_every;
-      if (every > 0 && step_ % every == 0 && !good_enough()) {
+      if (checkpoint && !good_enough()) {
         spectra.finish();
         info_.wall_seconds = earlier_seconds + seconds_since(start);
         save(metrics);

@@ -22,6 +22,9 @@ namespace eigentrace {
 struct TrainerOptions {
   Device device;
   DType dtype = DType::f32;
+  Precision precision = Precision::fp32;         ///< of float32 matrix products
+  std::optional<Precision> attention_precision;  ///< of those inside softmax attention; unset: `precision`
+  bool capture = true;    ///< on a GPU: replay the step as a graph (same bits either way)
   bool progress = true;   ///< a live line on standard error
   int64_t max_steps = 0;  ///< stop, as a signal would, after so many steps from here; 0: do not
   /// Stop (as a signal would) before this step, for tests of stop and resume. −1: do not.
@@ -62,17 +65,19 @@ class Trainer {
   };
   Trainer(const RunConfig& config, const RunFolder& folder, const TrainerOptions& options, RunInfo info);
   void set_interventions();
-  void forward_backward(Context& ctx, const Batch& batch, bool check);
+  LoaderOptions batch_order() const;
+  LoaderPosition position(int64_t step) const;
   struct Before {  // what a step changes even if its values are not finite
-    Sums sums;
-    int64_t optimiser_steps;
+    int64_t step = 0, optimiser_steps = 0;
     std::vector<Tensor> tensors;
   };
   std::vector<Tensor> touched() const;  ///< running statistics, and gradients summed over steps
-  Before remember() const;
-  void restore(const Before& before);
+  void remember();
+  void restore(int64_t step);     ///< stands before `step`, from which on no weight has moved
+  void plan(const Batch& batch);  ///< notes what a step needs. Error: the device has less
   void step(const Batch& batch);
-  [[noreturn]] void fail_step(const Batch& batch);
+  void collect();  ///< the results of the steps that have not been looked at
+  [[noreturn]] void fail_step(int64_t step);
   void load(const std::string& path);
   TrainState state();
   CheckpointNotes notes() const;
@@ -107,6 +112,10 @@ class Trainer {
   Optimiser optimiser_;
   Context ctx_;
   DeviceBatch data_;
+  TrainStep train_step_;
+  std::unique_ptr<Evaluator> evaluator_;
+  Before before_;
+  std::vector<double> labels_;  // number of labels of each step not collected yet
   RunInfo info_;
   bool published_, masked_;
   LossAverage average_;
