@@ -63,11 +63,29 @@ bool wanted(const BenchOptions& options, const std::string& name) {
 }
 
 double floor_seconds(const BenchLine& line, const Ceilings& ceilings) {
+  if (line.floor > 0) return line.floor;
   return std::max(line.flops / ceilings.gemm_f32, line.bytes / ceilings.copy);
 }
 
-void print_table(const std::vector<BenchLine>& lines, const Ceilings& ceilings) {
+void print_gpu_lines(const std::vector<BenchLine>& lines) {
+  fmt::print("{:<52} {:>9} {:>11} {:>9} {:>9} {:>9}\n", "line", "ms", "tokens/s", "step MiB", "floor ms",
+             "roofline");
+  for (const BenchLine& line : lines)
+    fmt::print("{:<52} {:>9.3f} {:>10.2f}M {:>9.0f} {:>9.3f} {:>8.0f}%  {}\n", line.name, line.seconds * 1e3,
+               line.tokens / line.seconds / 1e6, line.peak_mib, line.floor * 1e3,
+               100 * line.floor / line.seconds, line.note);
+}
+
+void print_table(const std::vector<BenchLine>& lines, const Ceilings& ceilings, Device device) {
   fmt::print("{}\n", version_line());
+  if (device.is_cuda()) {
+    fmt::print("{}\n", describe(device));
+    fmt::print(
+        "rates measured now, TFLOP/s: fp32 {:.1f}, tf32 {:.0f}, bf16 operands {:.0f}; copy {:.0f} GB/s\n\n",
+        ceilings.gemm_f32 / 1e12, ceilings.gemm_tf32 / 1e12, ceilings.gemm_bf16 / 1e12, ceilings.copy / 1e9);
+    print_gpu_lines(lines);
+    return;
+  }
   fmt::print("{}, {} threads\n", describe(Device{}), omp_get_max_threads());
   fmt::print("ceilings measured now: matrix product {:.0f} GFLOP/s, copy {:.1f} GB/s\n\n",
              ceilings.gemm_f32 / 1e9, ceilings.copy / 1e9);
@@ -86,12 +104,16 @@ void print_table(const std::vector<BenchLine>& lines, const Ceilings& ceilings) 
   }
 }
 
-void print_json(const std::vector<BenchLine>& lines, const Ceilings& ceilings) {
+void print_json(const std::vector<BenchLine>& lines, const Ceilings& ceilings, Device device) {
   JsonWriter json(JsonWriter::Style::pretty);
   json.begin_object();
   json.field("version", version()).field("commit", commit()).field("blas_core", blas_core());
-  json.field("processor", describe(Device{})).field("threads", omp_get_max_threads());
-  json.field("gemm_flops_per_second", ceilings.gemm_f32).field("copy_bytes_per_second", ceilings.copy);
+  json.field("processor", describe(device)).field("threads", omp_get_max_threads());
+  json.field("gemm_flops_per_second", ceilings.gemm_f32);
+  if (device.is_cuda())
+    json.field("gemm_tf32_flops_per_second", ceilings.gemm_tf32)
+        .field("gemm_bf16_flops_per_second", ceilings.gemm_bf16);
+  json.field("copy_bytes_per_second", ceilings.copy);
   json.key("lines").begin_array();
   for (const BenchLine& line : lines) {
     json.begin_object();
@@ -111,11 +133,21 @@ void print_json(const std::vector<BenchLine>& lines, const Ceilings& ceilings) {
 }  // namespace
 
 int bench_command(const BenchOptions& options) {
-  if (parse_device(options.device).is_cuda()) fail_usage("bench: measures the CPU so far; use --device cpu");
-  const Ceilings ceilings = measure_ceilings(options.quick);
+  const Device device = parse_device(options.device);
+  Ceilings ceilings;
   std::vector<BenchLine> lines;
-  std::vector<BenchCase> cases = kernel_benchmarks(options.quick);
-  for (BenchCase& c : step_benchmarks(options.quick)) cases.push_back(std::move(c));
+  std::vector<BenchCase> cases;
+  if (device.is_cuda()) {
+    GpuBench how{device, {}, {}, options.eager, options.quick, {}};
+    for (const std::string& name : options.precisions) how.precisions.push_back(parse_precision(name));
+    if (!options.attention_precision.empty()) how.attention = parse_precision(options.attention_precision);
+    if (!(options.eager && options.quick)) ceilings = how.ceilings = measure_gpu_ceilings(device);
+    cases = gpu_step_benchmarks(how);
+  } else {
+    ceilings = measure_ceilings(options.quick);
+    cases = kernel_benchmarks(options.quick);
+    for (BenchCase& c : step_benchmarks(options.quick)) cases.push_back(std::move(c));
+  }
   std::erase_if(cases, [&](const BenchCase& c) { return !wanted(options, c.name); });
   if (cases.empty()) fail_usage("bench: no line's name contains one of the words given");
   Progress progress("bench", static_cast<int64_t>(cases.size()));
@@ -126,7 +158,7 @@ int bench_command(const BenchOptions& options) {
   }
   progress.update(static_cast<int64_t>(lines.size()), "");
   progress.finish();
-  options.json ? print_json(lines, ceilings) : print_table(lines, ceilings);
+  options.json ? print_json(lines, ceilings, device) : print_table(lines, ceilings, device);
   return 0;
 }
 

@@ -135,12 +135,19 @@ void declare_commands(CLI::App& app, std::function<int()>& chosen) {
         c->add_option("--worst", o.worst, "parameters listed")->capture_default_str();
         c->add_option("--seed", o.seed, "of values, cotangents and samples")->capture_default_str();
       });
-  subcommand<BenchOptions>(app, "bench", "time kernels and training steps against this machine's ceilings",
-                           chosen, bench_command, [](CLI::App* c, BenchOptions& o) {
-                             c->add_option("only", o.only,
-                                           "run lines whose name contains one of these words");
-                             c->add_flag("--quick", o.quick, "small sizes, one repetition");
-                           });
+  subcommand<BenchOptions>(
+      app, "bench", "time kernels and training steps against this machine's ceilings", chosen, bench_command,
+      [](CLI::App* c, BenchOptions& o) {
+        c->add_option("only", o.only, "run lines whose name contains one of these words");
+        c->add_flag("--quick", o.quick, "small sizes, one repetition");
+        c->add_option("--precision", o.precisions, "on a GPU: fp32, tf32, tf32x3, bf16")
+            ->delimiter(',')
+            ->capture_default_str();
+        c->add_option("--attention-precision", o.attention_precision,
+                      "on a GPU: of the products inside softmax attention");
+        c->add_flag("--eager", o.eager,
+                    "on a GPU: steps not captured; with --quick for a profiler: no times");
+      });
   subcommand<TasksOptions>(
       app, "tasks", "list, describe, sample, export or check tasks; measure how fast examples are made",
       chosen, tasks_command, [](CLI::App* c, TasksOptions& o) {

@@ -95,8 +95,10 @@ struct GradcheckOptionsCli : CommonOptions {
 int gradcheck_command(const GradcheckOptionsCli& options);
 
 struct BenchOptions : CommonOptions {
-  std::vector<std::string> only;  ///< substrings of line names
-  bool quick = false;
+  std::vector<std::string> only;                           ///< substrings of line names
+  std::vector<std::string> precisions = {"fp32", "tf32"};  ///< on a GPU
+  std::string attention_precision;                         ///< as for train
+  bool quick = false, eager = false;
 };
 int bench_command(const BenchOptions& options);
 
