@@ -11,12 +11,16 @@ Var linear(const Var& x, const Var& weight, const Var& bias) {
          to_string(weight.value()));
   Shape shape = x.shape();
   shape[-1] = weight.dim(0);
-  Tensor y = x.ctx().empty(shape, x.dtype());
+  Tensor y = kernels::empty_rows(x.ctx(), shape, x.dtype());
   kernels::linear(x.ctx(), x.value(), weight.value(), bias.value(), y);
   return x.tape().record(Op::linear, y, {x, weight, bias}, [x, weight, bias = bias.ref()](Backward& b) {
     b.gradient(x, [&](Tensor& dx) { kernels::linear_backward_input(b.ctx(), b.dy(), weight.value(), dx); });
-    b.gradient(weight, [&](Tensor& dw) { kernels::linear_backward_weight(b.ctx(), b.dy(), x.value(), dw); });
-    b.gradient(bias, [&](Tensor& db) { kernels::linear_backward_bias(b.ctx(), b.dy(), db); });
+    Tensor dw = b.destination(weight.ref()), db = b.destination(bias);
+    if (dw.defined())
+      kernels::linear_backward_weight(b.ctx(), b.dy(), x.value(), dw, db);
+    else if (db.defined())
+      kernels::linear_backward_bias(b.ctx(), b.dy(), db);
+    b.commit(weight.ref(), dw), b.commit(bias, db);
   });
 }
 

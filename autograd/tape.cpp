@@ -13,17 +13,18 @@ Context& Var::ctx() const { return tape_->ctx(); }
 
 // --- Tape: forward ----------------------------------------------------------------------------------------
 
-int Tape::new_slot(const Shape& shape, DType dtype) {
+int Tape::new_slot(const Tensor& value) {
   Slot slot;
-  slot.shape = shape;
-  slot.dtype = dtype;
+  slot.shape = value.shape();
+  slot.dtype = value.dtype();
+  slot.padded = is_floating(slot.dtype) && !value.contiguous() && collapses_to_rows(value);
   slots_.push_back(std::move(slot));
   return static_cast<int>(slots_.size()) - 1;
 }
 
 Var Tape::leaf(Tensor value, Tensor gradient) {
   if (!recording_) return constant(std::move(value));
-  const int id = new_slot(value.shape(), value.dtype());
+  const int id = new_slot(value);
   slots_[static_cast<size_t>(id)].leaf = true;
   slots_[static_cast<size_t>(id)].destination = std::move(gradient);
   return Var(this, std::move(value), id);
@@ -49,7 +50,7 @@ std::vector<Var> Tape::record_many(Op op, std::vector<Tensor> ys, std::span<cons
   std::vector<Var> outputs;
   const int first = static_cast<int>(slots_.size());
   for (Tensor& y : ys) {
-    const int slot = wanted ? new_slot(y.shape(), y.dtype()) : -1;
+    const int slot = wanted ? new_slot(y) : -1;
     outputs.push_back(Var(this, std::move(y), slot));
   }
   if (wanted) {
@@ -73,7 +74,7 @@ std::vector<Var> Tape::record_views(Op op, const Var& x,
     Tensor y = parts[i](x.value());
     int slot = -1;
     if (wanted) {
-      slot = new_slot(y.shape(), y.dtype());
+      slot = new_slot(y);
       slots_[static_cast<size_t>(slot)].view_node = static_cast<int>(nodes_.size());
       slots_[static_cast<size_t>(slot)].part = static_cast<int>(i);
     }
@@ -97,7 +98,7 @@ std::vector<Var> Tape::record_views(Op op, const Var& x,
 Tensor Tape::destination(int id) {
   // By index throughout: the call for a view's parent below may look at other slots, but never adds one.
   Slot& slot = slots_[static_cast<size_t>(id)];
-  if (slot.handed || slot.seen) return ctx_.empty(slot.shape, slot.dtype);
+  if (slot.handed || slot.seen) return new_gradient(slot);
   slot.handed = true;
   if (slot.view_node >= 0) {
     Node& node = nodes_[static_cast<size_t>(slot.view_node)];
@@ -106,9 +107,13 @@ Tensor Tape::destination(int id) {
   } else if (slot.destination.defined()) {
     slot.gradient = slot.destination;
   } else {
-    slot.gradient = ctx_.empty(slot.shape, slot.dtype);
+    slot.gradient = new_gradient(slot);
   }
   return slot.gradient;
+}
+
+Tensor Tape::new_gradient(const Slot& slot) {
+  return slot.padded ? kernels::empty_rows(ctx_, slot.shape, slot.dtype) : ctx_.empty(slot.shape, slot.dtype);
 }
 
 void Tape::add_into(const Tensor& x, Tensor& sum) { kernels::accumulate(ctx_, x, sum); }

@@ -147,9 +147,10 @@ class Tape {
   struct Slot {
     Shape shape;
     DType dtype = DType::f32;
-    Tensor gradient;     // what the first consumer writes, then the sum
-    Tensor pending;      // sum of what others sent while the first was still being written (views)
-    Tensor destination;  // leaf: where the gradient must end up
+    bool padded = false;  // the value's rows are a stride apart, so the gradient's are as well
+    Tensor gradient;      // what the first consumer writes, then the sum
+    Tensor pending;       // sum of what others sent while the first was still being written (views)
+    Tensor destination;   // leaf: where the gradient must end up
     bool leaf = false;
     bool handed = false;    // `gradient` was handed out to be written
     bool seen = false;      // `gradient` is complete as far as it has been sent
@@ -166,7 +167,8 @@ class Tape {
     std::vector<std::function<Tensor(const Tensor&)>> parts;
     Tensor whole;
   };
-  int new_slot(const Shape& shape, DType dtype);
+  int new_slot(const Tensor& value);
+  Tensor new_gradient(const Slot& slot);
   Tensor destination(int slot);
   void commit(int slot, const Tensor& gradient);
   void add_into(const Tensor& x, Tensor& sum);

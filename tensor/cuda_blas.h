@@ -21,18 +21,19 @@ struct Product {
 };
 
 /// The same bits each time on one kind of GPU: no atomics, a fixed workspace, the algorithm a function of the
-/// shapes. Nothing here is illegal while a stream is captured once the same product has run before. Error:
+/// shapes. Nothing here is illegal while a stream is captured once the same product has run before. cuBLASLt,
+/// but for what tensor cores are asked for and it cannot do well: see takes_own_kernel in the .cu. Error:
 /// cuBLASLt refuses.
 template <class T>
 void cuda_gemm(Context& ctx, const Product<T>& product);
 
-/// Pieces into which cuda_gemm_long cuts the sum over K: a function of the shape alone.
-int64_t cuda_k_pieces(int64_t M, int64_t N, int64_t K);
-/// As cuda_gemm, for few outputs and a long sum (K = batch · time): the pieces' products side by side, then
-/// their sum in order. One product, alpha 1, beta 0, no bias. scratch: pieces · M · N elements, unused if one
-/// piece.
+/// Elements of scratch that cuda_gemm_long needs for T = float or double.
+int64_t cuda_long_scratch(const Context& ctx, DType dtype, int64_t M, int64_t N, int64_t K, bool sums);
+/// As cuda_gemm, for few outputs and a long sum (K = batch · time): pieces of K side by side, then their sum
+/// in order; the pieces are a function of the shape. One product, alpha 1, beta 0, no bias. sums, if not
+/// null: [M], Σ_k A(i, k), sums_stride apart; then A must be transposed (its columns are dense).
 template <class T>
-void cuda_gemm_long(Context& ctx, const Product<T>& product, T* scratch);
+void cuda_gemm_long(Context& ctx, const Product<T>& product, T* sums, int64_t sums_stride, T* scratch);
 
 /// What Context::blas() points to: handle, workspace and the algorithms chosen so far.
 void* make_cuda_blas(void* stream);

@@ -120,9 +120,12 @@ void matmul(Context& ctx, const Tensor& a, const Tensor& b,
 /// y = x Wᵀ + b; weight may be a transposed view, bias undefined
 void linear(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor& y);
 void linear_backward_input(Context& ctx, const Tensor& dy, const Tensor& weight, Tensor& dx);  ///< dx = dy W
-void linear_backward_weight(Context& ctx, const Tensor& dy, const Tensor& x,
-                            Tensor& dweight);                              ///< dW = dyᵀ x
+/// dW = dyᵀ x; db = Σ_rows dy, unless undefined
+void linear_backward_weight(Context& ctx, const Tensor& dy, const Tensor& x, Tensor& dweight, Tensor& dbias);
 void linear_backward_bias(Context& ctx, const Tensor& dy, Tensor& dbias);  ///< db = Σ_rows dy
+/// Memory for rows that products read or write: on CUDA their stride is a multiple of 32 bytes, so that they
+/// stay aligned whatever their length.
+Tensor empty_rows(Context& ctx, const Shape& shape, DType dtype);
 
 // --- losses (kernels/cross_entropy.cu, vocabulary_head.cu, log_softmax.cu)
 // --------------------------------------

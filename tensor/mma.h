@@ -142,6 +142,31 @@ __device__ __forceinline__ void copy_async_16(void* to, const void* from, bool v
                : "memory");
 #endif
 }
+/// As copy_async_16, where only the first `bytes` (0, 4, … 16) are read and the rest become zeros.
+__device__ __forceinline__ void copy_async_part(void* to, const void* from, int bytes) {
+#ifdef EIGENTRACE_EMULATE
+  std::memset(to, 0, 16);
+  std::memcpy(to, from, static_cast<size_t>(bytes));
+#else
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(bytes)
+               : "memory");
+#endif
+}
+/// 4 bytes, aligned to 4; zeros if not `valid`.
+__device__ __forceinline__ void copy_async_4(void* to, const void* from, bool valid) {
+#ifdef EIGENTRACE_EMULATE
+  if (valid)
+    std::memcpy(to, from, 4);
+  else
+    std::memset(to, 0, 4);
+#else
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  const int bytes = valid ? 4 : 0;
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address), "l"(from), "r"(bytes)
+               : "memory");
+#endif
+}
 __device__ __forceinline__ void copy_commit() {
 #ifndef EIGENTRACE_EMULATE
   asm volatile("cp.async.commit_group;" ::: "memory");

@@ -84,6 +84,12 @@ void check(const char* what, const Tensor& x, const Tensor& weight, const Tensor
          to_string(x) + ", " + to_string(weight) + ", " + to_string(y));
 }
 
+void check_bias(const char* what, const Tensor& dy, const Tensor& dbias) {
+  if (!(dbias.shape() == Shape{dy.dim(-1)}) || dbias.dtype() != dy.dtype())
+    fail(std::string(what) + ": dbias [out] expected for dy " + to_string(dy) + ", found " +
+         to_string(dbias));
+}
+
 }  // namespace
 
 void linear(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor& y) {
@@ -110,30 +116,39 @@ void linear_backward_input(Context& ctx, const Tensor& dy, const Tensor& weight,
   });
 }
 
-void linear_backward_weight(Context& ctx, const Tensor& dy, const Tensor& x, Tensor& dweight) {
+void linear_backward_weight(Context& ctx, const Tensor& dy, const Tensor& x, Tensor& dweight, Tensor& dbias) {
   check("linear_backward_weight", x, dweight, dy);
-  const int64_t M = dweight.dim(0), N = dweight.dim(1), K = row_count(x);
-  int64_t pieces = k_pieces(M, N, K);
 #ifdef EIGENTRACE_WITH_CUDA
-  if (ctx.device().is_cuda()) pieces = cuda_k_pieces(M, N, K);
+  if (ctx.device().is_cuda()) {
+    if (dbias.defined()) check_bias("linear_backward_weight", dy, dbias);
+    const int64_t M = dweight.dim(0), N = dweight.dim(1), K = row_count(dy);
+    Tensor scratch = ctx.empty({cuda_long_scratch(ctx, dy.dtype(), M, N, K, dbias.defined())}, dy.dtype());
+    return dispatch_floating(ctx, "linear_backward_weight", x.dtype(), [&]<class T>() {
+      const Product<T> product{M,
+                               N,
+                               K,
+                               matrix(rows_of<T>(dy, "linear_backward_weight: dy")).t(),
+                               matrix(rows_of<T>(x, "linear_backward_weight: x")),
+                               matrix_of<T>(dweight, "linear_backward_weight: dweight")};
+      cuda_gemm_long<T>(ctx, product, dbias.defined() ? dbias.data<T>() : nullptr,
+                        dbias.defined() ? dbias.stride(0) : 0, scratch.data<T>());
+    });
+  }
 #endif
+  const int64_t M = dweight.dim(0), N = dweight.dim(1), K = row_count(x);
+  const int64_t pieces = k_pieces(M, N, K);
   Tensor scratch = ctx.empty({pieces == 1 ? 0 : pieces * M * N}, x.dtype());
   dispatch_floating(ctx, "linear_backward_weight", x.dtype(), [&]<class T>() {
-    const Matrix<const T> a = matrix(rows_of<T>(dy, "linear_backward_weight: dy")).t(),
-                          b = matrix(rows_of<T>(x, "linear_backward_weight: x"));
-    const Matrix<T> c = matrix_of<T>(dweight, "linear_backward_weight: dweight");
-#ifdef EIGENTRACE_WITH_CUDA
-    if (ctx.device().is_cuda()) return cuda_gemm_long(ctx, Product<T>{M, N, K, a, b, c}, scratch.data<T>());
-#endif
     require_cpu(ctx, "linear_backward_weight");
-    parallel_gemm_long<T>(M, N, K, a, b, c, scratch.data<T>());
+    parallel_gemm_long<T>(M, N, K, matrix(rows_of<T>(dy, "linear_backward_weight: dy")).t(),
+                          matrix(rows_of<T>(x, "linear_backward_weight: x")),
+                          matrix_of<T>(dweight, "linear_backward_weight: dweight"), scratch.data<T>());
   });
+  if (dbias.defined()) linear_backward_bias(ctx, dy, dbias);
 }
 
 void linear_backward_bias(Context& ctx, const Tensor& dy, Tensor& dbias) {
-  if (!(dbias.shape() == Shape{dy.dim(-1)}) || dbias.dtype() != dy.dtype())
-    fail("linear_backward_bias: dbias [out] expected for dy " + to_string(dy) + ", found " +
-         to_string(dbias));
+  check_bias("linear_backward_bias", dy, dbias);
   int64_t pieces = (row_count(dy) + bias_rows - 1) / bias_rows;
 #ifdef EIGENTRACE_WITH_CUDA
   if (ctx.device().is_cuda()) pieces = column_sum_pieces(row_count(dy));
@@ -148,6 +163,15 @@ void linear_backward_bias(Context& ctx, const Tensor& dy, Tensor& dbias) {
     require_cpu(ctx, "linear_backward_bias");
     bias_cpu<T>(dy, dbias, scratch);
   });
+}
+
+Tensor empty_rows(Context& ctx, const Shape& shape, DType dtype) {
+  constexpr int64_t multiple = 8, least = 32;  // short rows: more padding than they are worth
+  const int64_t width = shape.rank() == 0 ? 0 : shape[-1];
+  if (!ctx.device().is_cuda() || width % 4 == 0 || width < least) return ctx.empty(shape, dtype);
+  Shape wide = shape;
+  wide[-1] = (width + multiple - 1) / multiple * multiple;
+  return ctx.empty(wide, dtype).slice(shape.rank() - 1, 0, width);
 }
 
 }  // namespace eigentrace::kernels

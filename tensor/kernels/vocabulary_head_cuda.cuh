@@ -164,9 +164,9 @@ void head_cuda_body(Context& ctx, const Tensor& x, const Tensor& weight, const T
     head_rows(ctx, Rows<T>{logits, rows, V, ld}, labels, first, wants_gradient,
               results.argmax.data<int32_t>(), scratch.losses.data<double>());
     if (dx.defined())
-      cuda_gemm_long(
+      cuda_gemm_long<T>(
           ctx, Product<T>{rows, D, V, dz, w, Matrix<T>{dx.data<T>() + first * D, std::max<int64_t>(D, 1)}},
-          scratch.products.data<T>());
+          nullptr, 0, scratch.products.data<T>());
     if (dweight.defined()) {
       Product<T> p{V, D, rows, dz.t(), x_block, matrix_of<T>(dweight, "vocabulary_head: dweight")};
       p.beta = first == 0 ? T(0) : T(1);
@@ -188,13 +188,14 @@ inline void head_cuda(Context& ctx, const Tensor& x, const Tensor& weight, const
   const int64_t ld = std::max<int64_t>((V + 7) / 8 * 8, 8);  // whole 32 bytes, so that rows stay aligned
   const int64_t fitting = head_block_bytes / (ld * static_cast<int64_t>(size_of(x.dtype())));
   const int64_t rows = std::clamp<int64_t>(fitting / 128 * 128, std::min<int64_t>(M, 128), M);
-  const int64_t pieces = cuda_k_pieces(rows, D, V), rest = M % std::max<int64_t>(rows, 1);
-  const int64_t rest_pieces = rest ? cuda_k_pieces(rest, D, V) : 0;
+  const int64_t rest = M % std::max<int64_t>(rows, 1);
+  const int64_t products = std::max(cuda_long_scratch(ctx, x.dtype(), rows, D, V, false),
+                                    cuda_long_scratch(ctx, x.dtype(), rest, D, V, false));
   HeadScratch scratch{
       .losses = ctx.empty({M}, DType::f64),
       .gathered = ctx.empty({M, D}, x.dtype()),
       .logits = ctx.empty({rows, ld}, x.dtype()),
-      .products = ctx.empty({dx.defined() ? std::max(pieces * rows, rest_pieces * rest) * D : 0}, x.dtype()),
+      .products = ctx.empty({dx.defined() ? products : 0}, x.dtype()),
       .column_sums = ctx.empty({dbias.defined() ? column_sum_pieces(rows) * V : 0}, x.dtype()),
       .bias_sums = ctx.empty({dbias.defined() ? V : 0}, x.dtype())};
   if (M == 0 && dweight.defined()) fill(ctx, dweight, 0);
