@@ -218,7 +218,7 @@ bool takes_own_kernel(const Context& ctx, const Product<T>& p) {
 }
 
 void own_product(Context& ctx, const Product<float>& p) {
-  const TcProduct product = tc_product(p, (p.K + tc_depth - 1) / tc_depth * tc_depth);
+  const TcProduct product = tc_product(p, tc_round_up(p.K));
   const TcStore store{
       p.c.data, p.c.ld, p.c_step, 0,
       p.alpha,  p.beta, p.bias,   alignment(p.c.data) >= 8 && p.c.ld % 2 == 0 && p.c_step % 2 == 0};
@@ -228,72 +228,23 @@ void own_product(Context& ctx, const Product<float>& p) {
     tc_launch<1>(ctx, product, !p.a.transposed, p.b.transposed, p.batch, AsRead{}, store, nullptr);
 }
 
-/// Four threads an element, each a quarter of the pieces in order, then the quarters in order: element e of y
-/// (row-major [M,N]) from pieces[p·M·N + e]; after those, sums from partial_sums[p·M + i].
-template <class T>
-struct Pieces {
-  const T *products, *partial_sums;
-  int count;
-  int64_t M, N;
-  Matrix<T> y;
-  T* sums;
-  int64_t sums_stride;
-};
-template <class T>
-__global__ void __launch_bounds__(256) sum_pieces_kernel(Pieces<T> p) {
-  __shared__ T quarters[4][64];
-  const int64_t size = p.M * p.N, element = static_cast<int64_t>(blockIdx.x) * 64 + threadIdx.x % 64;
-  const int quarter = static_cast<int>(threadIdx.x / 64), each = (p.count + 3) / 4;
-  const int begin = quarter * each, end = begin + each < p.count ? begin + each : p.count;
-  const bool of_sums = element >= size;
-  T sum = 0;
-  if (element < size + (p.sums ? p.M : 0)) {
-    const int64_t step = of_sums ? p.M : size;
-    const T* at = (of_sums ? p.partial_sums + (element - size) : p.products + element) + begin * step;
-#pragma unroll 8
-    for (int i = begin; i < end; ++i, at += step) sum += *at;
-  }
-  quarters[quarter][threadIdx.x % 64] = sum;
-  __syncthreads();
-  if (quarter > 0 || element >= size + (p.sums ? p.M : 0)) return;
-  for (int q = 1; q < 4; ++q) sum += quarters[q][threadIdx.x];
-  if (of_sums) {
-    p.sums[(element - size) * p.sums_stride] = sum;
-  } else {
-    const int64_t i = element / p.N, j = element % p.N;
-    p.y.data[p.y.transposed ? j * p.y.ld + i : i * p.y.ld + j] = sum;
-  }
+/// True iff one pass of our kernel makes cuda_gemm_long's products and sums: where memory and not arithmetic
+/// is the bound, reading A once for both is what counts.
+bool long_takes_own_kernel(const Context& ctx, DType dtype, int64_t M, int64_t N, int64_t K) {
+  constexpr int64_t balance = 110;  // 2MN/(M+N) operations an element read, that many at the bound
+  return dtype == DType::f32 && ctx.precision != Precision::fp32 && K > 0 && N > 0 &&
+         K < (int64_t{1} << 30) && std::max(M, N) < (int64_t{1} << 22) &&
+         (ctx.precision == Precision::tf32x3 || M * N <= balance * (M + N));
 }
-template <class T>
-void sum_pieces(Context& ctx, const Pieces<T>& p) {
-  launch(ctx, sum_pieces_kernel<T>, blocks_for(p.M * p.N + (p.sums ? p.M : 0), 64), 256, 0, p);
-}
-
-/// How cuda_gemm_long goes about a product.
-struct LongPlan {
-  bool own;                ///< one pass of our kernel makes products and sums
-  int64_t pieces, length;  ///< the last one may be shorter (own) or takes what is left (cuBLASLt)
-};
-LongPlan long_plan(const Context& ctx, DType dtype, int64_t M, int64_t N, int64_t K) {
-  const int64_t tiles = std::max<int64_t>((M + 127) / 128 * ((N + 127) / 128), 1);
-  // Where memory and not arithmetic is the bound, one pass over dy for both results is what counts.
-  constexpr int64_t balance = 110, slots = 2 * 132, least = 256;
-  const bool own = dtype == DType::f32 && ctx.precision != Precision::fp32 && K < (int64_t{1} << 30) &&
-                   std::max(M, N) < (int64_t{1} << 22) &&
-                   (ctx.precision == Precision::tf32x3 || M * N <= balance * (M + N));
-  if (own) {
-    const int64_t wanted = std::max<int64_t>(slots / tiles, 1), even = (K + wanted - 1) / wanted;
-    const int64_t length = std::max(std::max<int64_t>(even + 31, 1) / 32 * 32, least);
-    return {true, std::max<int64_t>((K + length - 1) / length, 1), length};
-  }
-  const int64_t most = std::min<int64_t>(192 / tiles, K / least);
-  int64_t pieces = std::max<int64_t>(most, 1);
-  for (int64_t even = pieces; even > most / 2 && even > 1; --even)
-    if (K % even == 0) {
-      pieces = even;
-      break;
-    }
-  return {false, pieces, K / pieces};
+/// Pieces of K for cuBLASLt, one batch: equal ones where a number nearby divides K, else the last takes the
+/// rest.
+int64_t blas_pieces(int64_t M, int64_t N, int64_t K) {
+  constexpr int64_t tile = 128, wanted = 192, least = 256;
+  const int64_t tiles = std::max<int64_t>((M + tile - 1) / tile * ((N + tile - 1) / tile), 1);
+  const int64_t most = std::max<int64_t>(std::min(wanted / tiles, K / least), 1);
+  for (int64_t pieces = most; pieces > most / 2; --pieces)
+    if (K % pieces == 0) return pieces;
+  return most;
 }
 
 }  // namespace
@@ -329,50 +280,37 @@ template void cuda_gemm(Context&, const Product<float>&);
 template void cuda_gemm(Context&, const Product<double>&);
 
 int64_t cuda_long_scratch(const Context& ctx, DType dtype, int64_t M, int64_t N, int64_t K, bool sums) {
-  const LongPlan plan = long_plan(ctx, dtype, M, N, K);
-  if (plan.own) return plan.pieces * (M * N + (sums ? M : 0));
-  return (plan.pieces == 1 ? 0 : plan.pieces * M * N) + (sums ? kernels::column_sum_pieces(K) * M : 0);
+  if (long_takes_own_kernel(ctx, dtype, M, N, K)) return tc_long_scratch(M, N, K, sums);
+  const int64_t pieces = blas_pieces(M, N, K);
+  return (pieces == 1 ? 0 : pieces * M * N) + (sums ? kernels::column_sum_pieces(K) * M : 0);
 }
 
 template <class T>
 void cuda_gemm_long(Context& ctx, const Product<T>& product, T* sums, int64_t sums_stride, T* scratch) {
-  if (product.M <= 0) return;
-  const LongPlan plan = long_plan(ctx, dtype_of<T>(), product.M, product.N, product.K);
-  T* partial_sums = scratch + (plan.own || plan.pieces > 1 ? plan.pieces * product.M * product.N : 0);
+  const int64_t M = product.M, N = product.N, K = product.K;
+  if (M <= 0) return;
   if constexpr (sizeof(T) == 4)
-    if (plan.own && product.K > 0 && product.N > 0) {
-      const TcProduct p = tc_product(product, plan.length);
-      const TcStore store{scratch, p.N, 0, product.M * product.N, 1, 0, nullptr, product.N % 2 == 0};
-      const auto start =
-          ctx.precision == Precision::tf32x3 ? tc_launch<3, AsRead, TcStore> : tc_launch<1, AsRead, TcStore>;
-      start(ctx, p, !product.a.transposed, product.b.transposed, 1, AsRead{}, store,
-            sums ? partial_sums : nullptr);
-      return sum_pieces(ctx, Pieces<T>{scratch, partial_sums, p.pieces, product.M, product.N, product.c, sums,
-                                       sums_stride});
+    if (long_takes_own_kernel(ctx, DType::f32, M, N, K)) {
+      const auto start = ctx.precision == Precision::tf32x3 ? tc_long<3, AsRead> : tc_long<1, AsRead>;
+      return start(ctx, product, AsRead{}, sums, sums_stride, false, scratch);
     }
+  const int64_t pieces = blas_pieces(M, N, K), length = K / pieces, left = K - length * pieces;
   if (sums)
-    kernels::column_sum(ctx, Rows<T>{const_cast<T*>(product.a.data), product.K, product.M, product.a.ld},
-                        sums, sums_stride, partial_sums);
-  if (plan.pieces == 1 || product.N <= 0) return cuda_gemm(ctx, product);
+    kernels::column_sum(ctx, Rows<T>{const_cast<T*>(product.a.data), K, M, product.a.ld}, sums, sums_stride,
+                        scratch + (pieces == 1 ? 0 : pieces * M * N));
+  if (pieces == 1 || N <= 0) return cuda_gemm(ctx, product);
   Product<T> p = product;
-  if (p.c.transposed) {
-    std::swap(p.M, p.N);
-    p.a = product.b.t(), p.b = product.a.t(), p.c = product.c.t();
-  }
-  const Matrix<T> result = p.c;
-  const int64_t left = p.K - plan.length * plan.pieces;
-  p.c = {scratch, p.N};
-  p.a_step = p.a.at(0, plan.length).data - p.a.data, p.b_step = p.b.at(plan.length, 0).data - p.b.data;
-  p.c_step = p.M * p.N;
-  p.K = plan.length, p.batch = left ? plan.pieces - 1 : plan.pieces;
+  p.c = {scratch, N};
+  p.a_step = p.a.at(0, length).data - p.a.data, p.b_step = p.b.at(length, 0).data - p.b.data,
+  p.c_step = M * N;
+  p.K = length, p.batch = left ? pieces - 1 : pieces;
   cuda_gemm(ctx, p);
   if (left) {
-    p.a = p.a.at(0, plan.length * p.batch), p.b = p.b.at(plan.length * p.batch, 0);
-    p.c.data += p.batch * p.c_step;
-    p.K = plan.length + left, p.batch = 1;
+    p.a = p.a.at(0, length * p.batch), p.b = p.b.at(length * p.batch, 0), p.c.data += p.batch * p.c_step;
+    p.K = length + left, p.batch = 1;
     cuda_gemm(ctx, p);
   }
-  sum_pieces(ctx, Pieces<T>{scratch, nullptr, static_cast<int>(plan.pieces), p.M, p.N, result, nullptr, 0});
+  sum_pieces(ctx, Pieces<T>{scratch, nullptr, static_cast<int>(pieces), M, N, product.c, nullptr, 0, false});
 }
 template void cuda_gemm_long(Context&, const Product<float>&, float*, int64_t, float*);
 template void cuda_gemm_long(Context&, const Product<double>&, double*, int64_t, double*);

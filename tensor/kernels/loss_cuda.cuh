@@ -96,6 +96,15 @@ inline unsigned threads_of_row(int64_t n) {
   return n >= row_threads ? row_threads : static_cast<unsigned>((std::max<int64_t>(n, 1) + 31) / 32 * 32);
 }
 
+/// Block m: x of label m, zeros where it does not count.
+template <class T>
+__global__ void gather_kernel(Rows<T> x, DeviceLabels labels, T* gathered) {
+  const int64_t m = blockIdx.x;
+  const T* source = labels.used(m) && labels.valid(m) ? x.data + labels.rows[m] * x.stride : nullptr;
+  for (int64_t j = threadIdx.x; j < x.cols; j += blockDim.x)
+    gathered[m * x.cols + j] = source ? source[j] : T(0);
+}
+
 /// One block: value, Σ w loss and Σ w [argmax = label] in double, each thread every 256th label, then a tree.
 template <class T>
 __global__ void sum_losses_kernel(DeviceLabels labels, const double* losses, const int32_t* argmax, T* value,

@@ -9,20 +9,12 @@
 #ifdef EIGENTRACE_WITH_CUDA
 #include "tensor/cuda_blas.h"
 #include "tensor/kernels/column_sum.cuh"
+#include "tensor/kernels/head_blocks.h"
 #include "tensor/kernels/loss_cuda.cuh"
+#include "tensor/kernels/vocabulary_head_fused.cuh"
 
 namespace eigentrace::kernels {
 namespace {
-
-constexpr int64_t head_block_bytes = int64_t{160} << 20;
-
-template <class T>
-__global__ void gather_kernel(Rows<T> x, DeviceLabels labels, T* gathered) {
-  const int64_t m = blockIdx.x;
-  const T* source = labels.used(m) && labels.valid(m) ? x.data + labels.rows[m] * x.stride : nullptr;
-  for (int64_t j = threadIdx.x; j < x.cols; j += blockDim.x)
-    gathered[m * x.cols + j] = source ? source[j] : T(0);
-}
 
 /// A row of logits, a thread's Held packs of Width elements in registers (Held = 0: read again from memory).
 template <class T, int Width, int Held>
@@ -184,6 +176,8 @@ void head_cuda_body(Context& ctx, const Tensor& x, const Tensor& weight, const T
 inline void head_cuda(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias,
                       const LabelledRows& labelled, LossResults results, Tensor& dx, Tensor& dweight,
                       Tensor& dbias) {
+  if (takes_fused_head(ctx, x, weight, labelled))
+    return fused_head(ctx, x, weight, bias, labelled, results, dx, dweight, dbias);
   const int64_t V = weight.dim(0), D = weight.dim(1), M = labelled.rows.numel();
   const int64_t ld = std::max<int64_t>((V + 7) / 8 * 8, 8);  // whole 32 bytes, so that rows stay aligned
   const int64_t fitting = head_block_bytes / (ld * static_cast<int64_t>(size_of(x.dtype())));

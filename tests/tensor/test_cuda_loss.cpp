@@ -1,0 +1,262 @@
+// Losses on the GPU (or its emulation) against the CPU in float64.
+//
+// Bounds are on |x − exact| / ‖exact‖∞. The products' precision shows in the logits (of size √D), so in the
+// loss, and in the gradients.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "tensor/error.h"
+#include "tensor/kernels.h"
+#include "tensor/kernels/head_blocks.h"
+#include "tensor/rng.h"
+
+using namespace eigentrace;
+
+namespace {
+
+bool gpu_here() {
+  if (cuda_device_count() > 0) return true;
+  MESSAGE("no GPU here: this case needs one");
+  return false;
+}
+
+struct Mode {
+  const char* name;
+  DType dtype;
+  Precision precision;
+  double bound;
+};
+constexpr Mode modes[] = {{"f64", DType::f64, Precision::fp32, 1e-12},
+                          {"fp32", DType::f32, Precision::fp32, 1e-5},
+                          {"tf32", DType::f32, Precision::tf32, 5e-3},
+                          {"tf32x3", DType::f32, Precision::tf32x3, 1e-5},
+                          {"bf16", DType::f32, Precision::bf16, 4e-2}};
+
+Context gpu_context(Precision precision) {
+  Context ctx(parse_device("cuda"), size_t{256} << 20);
+  ctx.poison = true;
+  ctx.precision = precision;
+  return ctx;
+}
+
+/// `labels` of `rows` rows, in order, then three of padding.
+struct SomeLabels {
+  std::vector<int32_t> where, classes;
+  std::vector<float> weights;
+  double count;
+
+  SomeLabels(Rng& rng, int64_t rows, int64_t labels, int64_t class_count)
+      : count(static_cast<double>(labels)) {
+    for (int64_t i = 0; i < labels; ++i) {
+      where.push_back(static_cast<int32_t>(i * rows / labels)), weights.push_back(1);
+      classes.push_back(static_cast<int32_t>(rng.below(static_cast<uint32_t>(class_count))));
+    }
+    for (int i = 0; i < 3; ++i) where.push_back(0), classes.push_back(0), weights.push_back(0);
+  }
+  int64_t size() const { return static_cast<int64_t>(where.size()); }
+};
+
+/// Labels and results on a device.
+struct Side {
+  Context& ctx;
+  Tensor rows, labels, weights, count, value, correct, loss_sum, argmax;
+
+  Side(Context& context, const SomeLabels& l, DType dtype)
+      : ctx(context),
+        rows(Tensor::from(l.where, {l.size()}, context.device())),
+        labels(Tensor::from(l.classes, {l.size()}, context.device())),
+        weights(Tensor::from(l.weights, {l.size()}, context.device())),
+        count(Tensor::from(std::vector<double>{l.count}, {1}, context.device())),
+        value(context.empty({}, dtype)),
+        correct(context.empty({1}, DType::f64)),
+        loss_sum(context.empty({1}, DType::f64)),
+        argmax(context.empty({l.size()}, DType::i32)) {}
+  kernels::LabelledRows labelled() const { return {rows, labels, weights, count}; }
+  kernels::LossResults results() { return {value, correct, loss_sum, argmax}; }
+};
+
+double difference(const Tensor& found, const Tensor& exact) {
+  synchronise(found.device());
+  const std::vector<double> a = found.to_vector<double>(), b = exact.to_vector<double>();
+  double scale = 1e-30, worst = 0;
+  for (size_t i = 0; i < b.size(); ++i) {
+    scale = std::max(scale, std::abs(b[i]));
+    const double d = std::abs(a[i] - b[i]);
+    worst = d <= worst ? worst : d;  // NaN is the worst there is
+  }
+  return worst / scale;
+}
+
+void compare_results(const Mode& mode, Side& gpu, Side& cpu) {
+  CHECK(difference(gpu.value, cpu.value) < mode.bound);
+  CHECK(difference(gpu.loss_sum, cpu.loss_sum) < mode.bound);
+  const bool exact =
+      mode.precision == Precision::fp32 || mode.precision == Precision::tf32x3 || cuda_is_emulated();
+  if (!exact) return;  // rounded logits may change places
+  CHECK(gpu.correct.item() == cpu.correct.item());
+  CHECK(gpu.argmax.to_vector<int32_t>() == cpu.argmax.to_vector<int32_t>());
+}
+
+struct HeadSizes {
+  int64_t rows, labels, V, D;
+  bool bias, turned;
+};
+
+struct HeadRun {
+  Side side;
+  Tensor dx, dw, db;
+
+  HeadRun(Context& ctx, const SomeLabels& l, const HeadSizes& s, DType dtype, const Tensor& x,
+          const Tensor& w, const Tensor& b, bool gradients = true)
+      : side(ctx, l, dtype) {
+    if (gradients) {
+      dx = ctx.empty({l.size(), s.D}, dtype);
+      dw = s.turned ? ctx.empty({s.D, s.V}, dtype).transpose(0, 1) : ctx.empty({s.V, s.D}, dtype);
+      if (s.bias) db = ctx.empty({s.V}, dtype);
+    }
+    const Tensor weight = w.clone(ctx.device(), dtype);
+    kernels::vocabulary_head(ctx, x.clone(ctx.device(), dtype), s.turned ? weight.transpose(0, 1) : weight,
+                             s.bias ? b.clone(ctx.device(), dtype) : Tensor(), side.labelled(),
+                             side.results(), dx, dw, db);
+  }
+};
+
+Tensor normal(Rng& rng, const Shape& shape) {
+  std::vector<double> values(static_cast<size_t>(shape.numel()));
+  for (double& v : values) v = static_cast<float>(rng.normal());
+  return Tensor::from(values, shape);
+}
+
+void check_head(const Mode& mode, const HeadSizes& s) {
+  CAPTURE(mode.name);
+  CAPTURE(s.V);
+  CAPTURE(s.D);
+  CAPTURE(s.labels);
+  Rng rng(3);
+  const SomeLabels labels(rng, s.rows, s.labels, s.V);
+  const Tensor x = normal(rng, {s.rows, s.D}), w = normal(rng, s.turned ? Shape{s.D, s.V} : Shape{s.V, s.D}),
+               b = normal(rng, {s.V});
+  Context host, device = gpu_context(mode.precision);
+  HeadRun exact(host, labels, s, DType::f64, x, w, b), found(device, labels, s, mode.dtype, x, w, b),
+      again(device, labels, s, mode.dtype, x, w, b), without(device, labels, s, mode.dtype, x, w, b, false);
+  compare_results(mode, found.side, exact.side);
+  compare_results(mode, without.side, exact.side);
+  CHECK(difference(found.dx, exact.dx) < mode.bound);
+  CHECK(difference(found.dw, exact.dw) < mode.bound);
+  if (s.bias) CHECK(difference(found.db, exact.db) < mode.bound);
+  CHECK(difference(again.dx, found.dx) == 0);
+  CHECK(difference(again.dw, found.dw) == 0);
+  CHECK(again.side.value.item() == found.side.value.item());
+}
+
+}  // namespace
+
+TEST_CASE(
+    "cuda losses: vocabulary_head in every precision, odd sizes, with and without bias, either layout") {
+  if (!gpu_here()) return;
+  for (const Mode& mode : modes) {
+    check_head(mode, {1, 1, 1, 1, false, false});
+    check_head(mode, {40, 21, 7, 3, true, false});
+    check_head(mode, {100, 100, 300, 20, true, true});
+    check_head(mode, {260, 150, 132, 36, false, false});
+    check_head(mode, {30, 29, 2101, 9, true, false});
+  }
+}
+
+TEST_CASE("cuda losses: vocabulary_head by blocks of rows gives what it gives at once") {
+  if (!gpu_here()) return;
+  const int64_t usual = kernels::head_block_bytes;
+  kernels::head_block_bytes = 1;  // blocks of 128 rows
+  for (const Mode& mode : modes) {
+    check_head(mode, {400, 300, 70, 12, true, false});
+    check_head(mode, {300, 253, 33, 5, false, true});
+  }
+  kernels::head_block_bytes = usual;
+}
+
+TEST_CASE("cuda losses: ties go to the first class, extreme logits stay finite, a bad label gives NaN") {
+  if (!gpu_here()) return;
+  for (const Precision precision : {Precision::fp32, Precision::tf32}) {
+    Context ctx = gpu_context(precision);
+    Rng rng(5);
+    SomeLabels labels(rng, 4, 4, 200);
+    labels.classes[0] = 0, labels.classes[1] = 150, labels.classes[2] = 3, labels.classes[3] = 199;
+    std::vector<double> x(4, 1), w(200, 0);
+    w[150] = w[170] = 3e4;  // the largest, twice
+    x[2] = -1;              // there all others are the largest
+    const Tensor weight = Tensor::from(w, {200, 1}).clone(ctx.device(), DType::f32),
+                 rows = Tensor::from(x, {4, 1}).clone(ctx.device(), DType::f32);
+    Side side(ctx, labels, DType::f32);
+    Tensor dx = ctx.empty({labels.size(), 1}, DType::f32), dw = ctx.empty({200, 1}, DType::f32), none;
+    kernels::vocabulary_head(ctx, rows, weight, none, side.labelled(), side.results(), dx, dw, none);
+    synchronise(ctx.device());
+    const std::vector<int32_t> argmax = side.argmax.to_vector<int32_t>();
+    CHECK(argmax[0] == 150);
+    CHECK(argmax[2] == 0);
+    CHECK(argmax[4] == -1);
+    CHECK(side.correct.item() == 1);
+    for (const Tensor& gradient : {dx, dw})
+      for (double v : gradient.to_vector<double>()) CHECK(std::isfinite(v));
+    CHECK(std::isfinite(side.value.item()));
+
+    labels.classes[1] = 200;
+    Side bad(ctx, labels, DType::f32);
+    kernels::vocabulary_head(ctx, rows, weight, none, bad.labelled(), bad.results(), dx, dw, none);
+    synchronise(ctx.device());
+    CHECK(std::isnan(bad.value.item()));
+  }
+}
+
+TEST_CASE("cuda losses: cross_entropy and log_softmax with their gradients, odd sizes and rows with gaps") {
+  if (!gpu_here()) return;
+  for (const Mode& mode : {modes[0], modes[1]})
+    for (const int64_t V : {1, 10, 63, 100, 300, 1025}) {
+      CAPTURE(mode.name);
+      CAPTURE(V);
+      Rng rng(11);
+      const int64_t rows = 50;
+      const SomeLabels labels(rng, rows, 31, V);
+      const Tensor wide = normal(rng, {rows, V + 3}), one = Tensor::from(std::vector<double>{0.7}, {}),
+                   dy = normal(rng, {rows, V});
+      Context host, device = gpu_context(mode.precision);
+      const auto run = [&](Context& ctx, DType dtype, Side& side) {
+        const Device where = ctx.device();
+        const Tensor z = wide.clone(where, dtype).slice(1, 1, V);
+        Tensor kept = ctx.empty({labels.size(), 2}, dtype), y = ctx.empty({rows, V}, dtype);
+        std::vector<Tensor> results;
+        for (int i = 0; i < 2; ++i) results.push_back(ctx.empty({rows, V + 2}, dtype).slice(1, 0, V));
+        kernels::cross_entropy(ctx, z, side.labelled(), side.results(), kept);
+        kernels::cross_entropy_backward(ctx, one.clone(where, dtype), z, side.labelled(), kept, results[0]);
+        kernels::log_softmax(ctx, z, y);
+        kernels::log_softmax_backward(ctx, y, dy.clone(where, dtype), results[1]);
+        results.push_back(y);
+        return results;
+      };
+      Side exact(host, labels, DType::f64), found(device, labels, mode.dtype);
+      const std::vector<Tensor> a = run(host, DType::f64, exact), b = run(device, mode.dtype, found);
+      compare_results(mode, found, exact);
+      for (size_t i = 0; i < a.size(); ++i)
+        if (V > 1) CHECK(difference(b[i], a[i]) < mode.bound);
+    }
+}
+
+TEST_CASE("cuda losses: no labels at all") {
+  if (!gpu_here()) return;
+  for (const Precision precision : {Precision::fp32, Precision::tf32}) {
+    Context ctx = gpu_context(precision);
+    Rng rng(1);
+    SomeLabels labels(rng, 2, 1, 5);
+    labels.weights[0] = 0, labels.count = 0;
+    Side side(ctx, labels, DType::f32);
+    Tensor dx = ctx.empty({labels.size(), 3}, DType::f32), dw = ctx.empty({5, 3}, DType::f32), none;
+    kernels::vocabulary_head(ctx, Tensor::zeros({2, 3}, DType::f32, ctx.device()),
+                             Tensor::zeros({5, 3}, DType::f32, ctx.device()), none, side.labelled(),
+                             side.results(), dx, dw, none);
+    synchronise(ctx.device());
+    CHECK(side.value.item() == 0);
+    for (double v : dw.to_vector<double>()) CHECK(v == 0);
+  }
+}
