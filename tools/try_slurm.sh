@@ -86,7 +86,7 @@ sinfo >&2
 cat >"$work/sweep.yaml" <<SWEEP
 format: eigentrace-sweep/1
 base_config: $here/tasks/experiments/demo-softmax.yaml
-set: {train.total_steps: 1000, train.stop_criterion: null, train.checkpoint_every: 100, train.eval_every: 500}
+set: {train.total_steps: 800, train.stop_criterion: null, train.checkpoint_every: 100, train.eval_every: 800}
 grid: {train.lr: [2e-3, 5e-3]}
 seeds: [1, 2]
 SWEEP
