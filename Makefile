@@ -16,13 +16,13 @@ ifneq ($(SANITIZE),)
 endif
 CONFIGURE = cmake -S . -B $(BUILD) -G Ninja -DEIGENTRACE_CUDA=$(CUDA) "-DEIGENTRACE_CUDA_ARCHS=$(CUDA_ARCHS)" \
             "-DEIGENTRACE_SANITIZE=$(SANITIZE)" -DEIGENTRACE_PORTABLE=$(PORTABLE) -DCMAKE_INSTALL_PREFIX=$(PREFIX) \
-            $(if $(LAUNCHER),-DCMAKE_CXX_COMPILER_LAUNCHER=$(LAUNCHER))
+            $(if $(LAUNCHER),-DCMAKE_CXX_COMPILER_LAUNCHER=$(LAUNCHER) -DCMAKE_CUDA_COMPILER_LAUNCHER=$(LAUNCHER))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup configure build demo test test-all bench check format install clean
+.PHONY: help setup configure build demo test test-all test-emulated bundle bench check format install clean
 
 help: ## this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  variables: CUDA=OFF  CUDA_ARCHS=\"80;90\"  SANITIZE=address,undefined  PREFIX=/usr/local"
 
 setup: ## install the Debian packages that are missing (with sudo when not root); elsewhere: list them and stop
@@ -44,6 +44,15 @@ test: configure ## build and run all tests (under 5 minutes)
 test-all: configure ## the slow cases as well
 	@cmake --build $(BUILD)
 	@$(BUILD)/eigentrace_tests --no-skip
+
+test-emulated: setup ## every CUDA kernel on the CPU (tests/simt), for machines without a GPU
+	@$(MAKE) --no-print-directory BUILD=build-emulated CUDA=EMULATE configure
+	@cmake --build build-emulated --target eigentrace_tests
+	@build-emulated/eigentrace_tests -tc="cuda*,train step*,graph*"
+
+bundle: ## dist/eigentrace.tar.xz: program, its libraries and experiments, to run on other machines
+	@$(MAKE) --no-print-directory BUILD=build-bundle PORTABLE=ON build
+	@tools/bundle.sh build-bundle dist
 
 bench: build ## time, GB/s and GFLOP/s of kernels and training steps against this machine's ceilings
 	@$(BUILD)/eigentrace bench

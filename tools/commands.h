@@ -94,6 +94,11 @@ struct GradcheckOptionsCli : CommonOptions {
 };
 int gradcheck_command(const GradcheckOptionsCli& options);
 
+struct SelftestOptions : CommonOptions {
+  uint64_t seed = 1;
+};
+int selftest_command(const SelftestOptions& options);
+
 struct BenchOptions : CommonOptions {
   std::vector<std::string> only;                           ///< substrings of line names
   std::vector<std::string> precisions = {"fp32", "tf32"};  ///< on a GPU

@@ -1,0 +1,121 @@
+// `eigentrace selftest`: every op on the user's own device against float64 on the CPU, twice for the same
+// bits, and its gradients by differences.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "autograd/op_cases.h"
+#include "tensor/error.h"
+#include "tensor/io/json_writer.h"
+#include "tools/commands.h"
+#include "tools/progress.h"
+
+namespace eigentrace {
+namespace {
+
+using Values = std::vector<std::vector<double>>;
+
+/// Values, then gradients, of a case with fixed random cotangents.
+Values values_of(Context& ctx, const OpCase& op_case, DType dtype, uint64_t seed) {
+  const OpInstance instance = op_case.make(seed, ctx.device());
+  ctx.set_step(seed, 3);
+  Tape tape(ctx);
+  std::vector<Var> leaves;
+  for (const Tensor& input : instance.inputs) leaves.push_back(tape.leaf(input.clone(ctx.device(), dtype)));
+  Values results;
+  const std::vector<Var> outputs = instance.function(tape, leaves);
+  std::vector<Tensor> cotangents;
+  Rng rng(seed, 1);
+  for (const Var& output : outputs) {
+    cotangents.push_back(normal_tensor(rng, output.shape(), {}).clone(ctx.device(), dtype));
+    results.push_back(output.value().to_vector<double>());
+  }
+  tape.backward(outputs, cotangents);
+  for (const Var& leaf : leaves) results.push_back(tape.gradient_of(leaf).to_vector<double>());
+  return results;
+}
+
+/// Largest |x − y| of any result relative to max(1, ‖y‖∞); infinity where a NaN is.
+double difference(const Values& x, const Values& y) {
+  double all = 0;
+  for (size_t k = 0; k < y.size(); ++k) {
+    double scale = 1, worst = 0;
+    for (size_t i = 0; i < y[k].size(); ++i) {
+      scale = std::max(scale, std::abs(y[k][i]));
+      const double d = std::abs(x[k][i] - y[k][i]);
+      worst = d <= worst ? worst : std::isnan(d) ? HUGE_VAL : d;
+    }
+    all = std::max(all, worst / scale);
+  }
+  return all;
+}
+
+struct Line {
+  std::string name, error;  ///< error: what was thrown
+  double f64 = 0, f32 = 0, gradient = 0;
+  bool same_bits = false, pass = false;
+};
+
+Line test_case(Context& cpu, Context& device, const OpCase& op_case, uint64_t seed) {
+  Line line;
+  line.name = op_case.name;
+  try {
+    const Values exact = values_of(cpu, op_case, DType::f64, seed);
+    line.f64 = difference(values_of(device, op_case, DType::f64, seed), exact);
+    const Values single = values_of(device, op_case, DType::f32, seed);
+    line.same_bits = single == values_of(device, op_case, DType::f32, seed);
+    if (op_case.float32_tolerance > 0) line.f32 = difference(single, exact);
+    line.gradient = check_case(device, op_case, seed).max_error();
+    line.pass = line.f64 < 1e-10 && line.f32 <= op_case.float32_tolerance && line.same_bits &&
+                line.gradient < op_case.tolerance;
+  } catch (const Error& error) {
+    line.error = error.what();
+  }
+  return line;
+}
+
+}  // namespace
+
+int selftest_command(const SelftestOptions& options) {
+  const Device device = parse_device(options.device);
+  Context cpu, ctx(device, device.is_cuda() ? size_t{1} << 30 : 0);
+  cpu.poison = ctx.poison = true;  // a result that nothing wrote is not a number
+  const std::vector<OpCase> cases = op_cases();
+  std::vector<Line> lines;
+  Progress progress("selftest", static_cast<int64_t>(cases.size()));
+  for (const OpCase& op_case : cases) {
+    progress.update(static_cast<int64_t>(lines.size()), op_case.name);
+    lines.push_back(test_case(cpu, ctx, op_case, options.seed));
+  }
+  progress.finish();
+  const auto failed = std::ranges::count_if(lines, [](const Line& line) { return !line.pass; });
+  if (options.json) {
+    JsonWriter json(JsonWriter::Style::pretty);
+    json.begin_object().field("device", describe(device)).field("failed", static_cast<int64_t>(failed));
+    json.key("cases").begin_array();
+    for (const Line& line : lines)
+      json.begin_object()
+          .field("name", line.name)
+          .field("pass", line.pass)
+          .field("f64_error", line.f64)
+          .field("f32_error", line.f32)
+          .field("gradient_error", line.gradient)
+          .field("same_bits", line.same_bits)
+          .field("error", line.error)
+          .end_object();
+    json.end_array().end_object();
+    fmt::print("{}\n", json.text());
+  } else {
+    fmt::print("{} ({})\n", to_string(device), describe(device));
+    fmt::print("{:<52} {:>9} {:>9} {:>9}  {:<9}\n", "case", "f64", "f32", "gradient", "bits");
+    for (const Line& line : lines)
+      fmt::print("{:<52} {:>9.1e} {:>9.1e} {:>9.1e}  {:<9} {}\n", line.name, line.f64, line.f32,
+                 line.gradient, line.same_bits ? "same" : "differ",
+                 line.pass ? "pass" : "FAIL " + line.error);
+    fmt::print("{} cases, {} failed\n", lines.size(), failed);
+  }
+  return failed == 0 ? 0 : 1;
+}
+
+}  // namespace eigentrace
