@@ -135,6 +135,11 @@ void declare_commands(CLI::App& app, std::function<int()>& chosen) {
         c->add_option("--worst", o.worst, "parameters listed")->capture_default_str();
         c->add_option("--seed", o.seed, "of values, cotangents and samples")->capture_default_str();
       });
+  subcommand<SelftestOptions>(
+      app, "selftest", "check every op on this device: values, gradients, the same bits twice", chosen,
+      selftest_command, [](CLI::App* c, SelftestOptions& o) {
+        c->add_option("--seed", o.seed, "of shapes and numbers")->capture_default_str();
+      });
   subcommand<BenchOptions>(
       app, "bench", "time kernels and training steps against this machine's ceilings", chosen, bench_command,
       [](CLI::App* c, BenchOptions& o) {

@@ -186,11 +186,12 @@ void fused_head_body(Context& ctx, const Tensor& x, const Tensor& weight, const 
   sum_losses_cuda<float>(ctx, labels, scratch.losses.data<double>(), results);
 }
 
-/// True iff the fused head takes these sizes in the context's precision.
+/// True iff the fused head takes these sizes in the context's precision. Only where cuBLASLt has no product: under TF32
+/// its products and a softmax of their own took 0.23 ms on an H200 (4096 labels, V 8192, D 128), this head 0.34 ms.
 inline bool takes_fused_head(const Context& ctx, const Tensor& x, const Tensor& weight,
                              const LabelledRows& labelled) {
   constexpr int64_t most = 65535 * int64_t{tc_tile};
-  return ctx.precision != Precision::fp32 && x.dtype() == DType::f32 && labelled.rows.numel() > 0 &&
+  return ctx.precision == Precision::tf32x3 && x.dtype() == DType::f32 && labelled.rows.numel() > 0 &&
          labelled.rows.numel() < most && weight.dim(0) > 0 && weight.dim(0) < most && weight.dim(1) > 0;
 }
 
