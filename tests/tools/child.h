@@ -1,15 +1,18 @@
 #pragma once
 // The program in a process of its own, to be signalled and killed: this test program again, told by its
-// environment to call run_program (the case "child: …").
+// environment to call run_program (the case "child: …"). Also the program in this process, its output caught.
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstdio>
 #include <string>
 #include <vector>
 
 #include "tensor/error.h"
+#include "tensor/io/file.h"
+#include "tools/commands.h"
 
 namespace eigentrace {
 
@@ -57,5 +60,21 @@ class Child {
   pid_t pid_ = 0;
   int status_ = 0;
 };
+
+/// run_program in this process, its output (both streams) caught in `text`.
+inline int run_caught(std::vector<std::string> arguments, const std::string& log, std::string& text) {
+  arguments.insert(arguments.begin(), "eigentrace");
+  std::vector<char*> argv;
+  for (std::string& argument : arguments) argv.push_back(argument.data());
+  std::fflush(nullptr);
+  const int out = ::dup(1), err = ::dup(2), file = ::open(log.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0666);
+  ::dup2(file, 1), ::dup2(file, 2);
+  const int code = run_program(static_cast<int>(argv.size()), argv.data());
+  std::fflush(nullptr);
+  ::dup2(out, 1), ::dup2(err, 2);
+  for (const int fd : {out, err, file}) ::close(fd);
+  text = read_file(log);
+  return code;
+}
 
 }  // namespace eigentrace

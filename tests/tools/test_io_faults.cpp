@@ -2,39 +2,20 @@
 // that is really full; and checkpoints with a flipped bit.
 //   EIGENTRACE_SMALL_DISK   a folder on a file system of a few MB of its own (tools/try_full_disk.sh)
 #include <doctest/doctest.h>
-#include <fcntl.h>
 #include <sys/statvfs.h>
-#include <unistd.h>
 
-#include <cstdio>
 #include <cstring>
 #include <fstream>
 #include <set>
 
 #include "tensor/rng.h"
 #include "tests/tensor/io_testing.h"
+#include "tests/tools/child.h"
 #include "tests/tools/run_folders.h"
-#include "tools/commands.h"
 
 using namespace eigentrace;
 
 namespace {
-
-/// run_program, its output (both streams) caught in `text`.
-int run_caught(std::vector<std::string> arguments, const std::string& log, std::string& text) {
-  arguments.insert(arguments.begin(), "eigentrace");
-  std::vector<char*> argv;
-  for (std::string& argument : arguments) argv.push_back(argument.data());
-  std::fflush(nullptr);
-  const int out = ::dup(1), err = ::dup(2), file = ::open(log.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0666);
-  ::dup2(file, 1), ::dup2(file, 2);
-  const int code = run_program(static_cast<int>(argv.size()), argv.data());
-  std::fflush(nullptr);
-  ::dup2(out, 1), ::dup2(err, 2);
-  for (const int fd : {out, err, file}) ::close(fd);
-  text = read_file(log);
-  return code;
-}
 
 /// `train` in a folder; what there is of a run goes on, else it begins.
 std::vector<std::string> train_arguments(const std::string& yaml, const std::string& out) {
