@@ -203,7 +203,7 @@ void start_from(Context& ctx, const Product<T>& p) {
 /// that are no multiple of 16 bytes), if it is large enough to matter.
 template <class T>
 bool takes_own_kernel(const Context& ctx, const Product<T>& p) {
-  constexpr int64_t large = int64_t{1} << 24, most = int64_t{1} << 30;
+  constexpr int64_t large = int64_t{1} << 20, most = int64_t{1} << 30;
   if (sizeof(T) == 8 || ctx.precision == Precision::fp32 || p.c.transposed || p.bias_stride != 1)
     return false;
   if (p.M > most || p.N > most || p.K > most || p.batch > 65535 || p.M > 65535 * int64_t{tc_tile})

