@@ -46,6 +46,8 @@ namespace eigentrace {
   X(selective_scan, "h_i = exp(δ_i A) h_{i−1} + δ_i x_i B_i")             \
   X(s4_kernel, "K = Re IFFT(Cauchy sums of Λ, P, B, C)")                  \
   X(fft_convolution, "y_t = Σ_{j≤t} K_j u_{t−j} + D u_t")                 \
+  X(channel_skip, "z = y + d_c u, per channel")                           \
+  X(lru_maps, "λ, exp(γ) B and [Re C, −Im C] of an LRU")                  \
   /* ops_loss.h */                                                        \
   X(cross_entropy, "Σ_m w_m (log Σ exp(z_m) − z_m[label_m]) / count")     \
   X(vocabulary_head, "cross_entropy(x Wᵀ + b) at the labelled rows only") \

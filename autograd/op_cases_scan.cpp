@@ -64,6 +64,31 @@ OpInstance fft_convolution_instance(uint64_t seed, Device device) {
           {"u", "k", "d"}};
 }
 
+OpInstance channel_skip_instance(uint64_t seed, Device device) {
+  Rng rng(seed);
+  const int64_t b = odd_size(rng, 7), t = odd_size(rng), d = odd_size(rng, 63);
+  // u is a part of a wider tensor
+  return {[d](Tape&, const Values& in) {
+            return Values{channel_skip(in[0], split(in[1], {3, d})[1], in[2])};
+          },
+          {normal_tensor(rng, {b, t, d}, device), normal_tensor(rng, {b, t, 3 + d}, device),
+           normal_tensor(rng, {d}, device)},
+          {"y", "u", "d"}};
+}
+
+OpInstance lru_maps_instance(uint64_t seed, Device device) {
+  Rng rng(seed);
+  const int64_t n = odd_size(rng, 7), d = odd_size(rng, 63);
+  return {[](Tape&, const Values& in) {
+            const LruMaps m = lru_maps(in[0], in[1], in[2], {in[3], in[4]}, {in[5], in[6]});
+            return Values{m.log_abs, m.arg, m.input, m.output};
+          },
+          {normal_tensor(rng, {n}, device), normal_tensor(rng, {n}, device), normal_tensor(rng, {n}, device),
+           normal_tensor(rng, {n, d}, device), normal_tensor(rng, {n, d}, device),
+           normal_tensor(rng, {d, n}, device), normal_tensor(rng, {d, n}, device)},
+          {"nu_log", "theta_log", "gamma_log", "B_re", "B_im", "C_re", "C_im"}};
+}
+
 OpInstance complex_parts_instance(uint64_t seed, Device device) {
   Rng rng(seed);
   const Shape shape = {odd_size(rng, 7), odd_size(rng, 7), 2};
@@ -92,7 +117,9 @@ std::vector<OpCase> op_cases_scan() {
           {"s5_discretise: bilinear", Op::s5_discretise, discretise(true)},
           {"selective_scan", Op::selective_scan, selective_scan_instance},
           {"s4_kernel", Op::s4_kernel, s4_kernel_instance},
-          {"fft_convolution", Op::fft_convolution, fft_convolution_instance}};
+          {"fft_convolution", Op::fft_convolution, fft_convolution_instance},
+          {"channel_skip", Op::channel_skip, channel_skip_instance},
+          {"lru_maps", Op::lru_maps, lru_maps_instance}};
 }
 
 }  // namespace eigentrace

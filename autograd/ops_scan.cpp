@@ -163,14 +163,16 @@ Var s4_kernel(const Var& lambda_re, const Var& lambda_im, const Var& p, const Va
   const kernels::S4Parameters in{lambda_re.value(), lambda_im.value(), p.value(),
                                  b.value(),         c.value(),         log_step.value()};
   Tensor k = ctx.empty({states[1], length}, lambda_re.dtype());
-  kernels::s4_kernel(ctx, in, k);
+  Tensor kept;
+  if (lambda_re.tape().recording()) kept = kernels::s4_kernel_kept(ctx, in, length);
+  kernels::s4_kernel(ctx, in, k, kept);
 
   const std::array<VarRef, 6> refs = {lambda_re.ref(), lambda_im.ref(), p.ref(),
                                       b.ref(),         c.ref(),         log_step.ref()};
-  return lambda_re.tape().record_many(Op::s4_kernel, {k}, refs, [refs, in](Backward& back) {
+  return lambda_re.tape().record_many(Op::s4_kernel, {k}, refs, [refs, in, kept](Backward& back) {
     Destinations to(back, refs);
     kernels::S4Parameters gradient{to[0], to[1], to[2], to[3], to[4], to[5]};
-    kernels::s4_kernel_backward(back.ctx(), in, back.dy(), gradient);
+    kernels::s4_kernel_backward(back.ctx(), in, back.dy(), gradient, kept);
     to.commit();
   })[0];
 }
@@ -185,15 +187,69 @@ Var fft_convolution(const Var& u, const Var& k, const Var& d) {
 
   Context& ctx = u.ctx();
   Tensor y = ctx.empty(u.shape(), u.dtype());
-  kernels::fft_convolution(ctx, u.value(), k.value(), d.value(), y);
+  Tensor kept;
+  if (u.tape().recording()) kept = kernels::fft_convolution_kept(ctx, u.value(), k.value());
+  kernels::fft_convolution(ctx, u.value(), k.value(), d.value(), y, kept);
 
-  return u.tape().record(Op::fft_convolution, y, {u, k, d}, [u, k, d](Backward& b) {
+  return u.tape().record(Op::fft_convolution, y, {u, k, d}, [u, k, d, kept](Backward& b) {
     Tensor du = b.destination(u.ref()), dk = b.destination(k.ref()), dd = b.destination(d.ref());
-    kernels::fft_convolution_backward(b.ctx(), u.value(), k.value(), d.value(), b.dy(), du, dk, dd);
+    kernels::fft_convolution_backward(b.ctx(), u.value(), k.value(), d.value(), b.dy(), du, dk, dd, kept);
     b.commit(u.ref(), du);
     b.commit(k.ref(), dk);
     b.commit(d.ref(), dd);
   });
+}
+
+Var channel_skip(const Var& y, const Var& u, const Var& d) {
+  expect(u.rank() >= 1, "channel_skip", "u", "[..., D]", u);
+  expect(y.shape() == u.shape(), "channel_skip", "y", to_string(u.shape()), y);
+  expect_shape("channel_skip", "d", {u.dim(-1)}, d);
+
+  Tensor z = u.ctx().empty(u.shape(), u.dtype());
+  kernels::channel_skip(u.ctx(), y.value(), u.value(), d.value(), z);
+
+  return u.tape().record(Op::channel_skip, z, {y, u, d}, [y = y.ref(), u, d](Backward& b) {
+    b.add_gradient(y, b.dy());
+    Tensor du = b.destination(u.ref()), dd = b.destination(d.ref());
+    if (du.defined() || dd.defined())
+      kernels::channel_skip_backward(b.ctx(), u.value(), d.value(), b.dy(), du, dd);
+    b.commit(u.ref(), du);
+    b.commit(d.ref(), dd);
+  });
+}
+
+LruMaps lru_maps(const Var& nu_log, const Var& theta_log, const Var& gamma_log, const Complex& b,
+                 const Complex& c) {
+  expect(b.re.rank() == 2, "lru_maps", "b.re", "[N, D]", b.re);
+  const int64_t states = b.re.dim(0), width = b.re.dim(1);
+  expect_shape("lru_maps", "nu_log", {states}, nu_log);
+  expect_shape("lru_maps", "theta_log", {states}, theta_log);
+  expect_shape("lru_maps", "gamma_log", {states}, gamma_log);
+  expect_shape("lru_maps", "b.re", {states, width}, b.re);
+  expect_shape("lru_maps", "b.im", {states, width}, b.im);
+  expect_shape("lru_maps", "c.re", {width, states}, c.re);
+  expect_shape("lru_maps", "c.im", {width, states}, c.im);
+
+  Context& ctx = b.re.ctx();
+  const auto make = [&](const Shape& shape) { return ctx.empty(shape, b.re.dtype()); };
+  kernels::LruMaps maps{make({states}), make({states}), make({states}), make({2 * states, width}),
+                        make({width, 2 * states})};
+  const kernels::LruParameters in{nu_log.value(), theta_log.value(), gamma_log.value(), b.re.value(),
+                                  b.im.value(),   c.re.value(),      c.im.value()};
+  kernels::lru_maps(ctx, in, maps);
+
+  const std::array<VarRef, 7> refs = {nu_log.ref(), theta_log.ref(), gamma_log.ref(), b.re.ref(),
+                                      b.im.ref(),   c.re.ref(),      c.im.ref()};
+  const std::vector<Var> y = b.re.tape().record_many(
+      Op::lru_maps, {maps.log_abs, maps.arg, maps.input, maps.output}, refs,
+      [refs, in, maps](Backward& back) {
+        Destinations to(back, refs);
+        kernels::LruParameters gradient{to[0], to[1], to[2], to[3], to[4], to[5], to[6]};
+        const kernels::LruMaps dmaps{back.dy(0), back.dy(1), {}, back.dy(2), back.dy(3)};
+        kernels::lru_maps_backward(back.ctx(), in, maps, dmaps, gradient);
+        to.commit();
+      });
+  return {y[0], y[1], y[2], y[3], maps.gain};
 }
 
 }  // namespace eigentrace

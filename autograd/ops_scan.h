@@ -38,4 +38,17 @@ Var s4_kernel(const Var& lambda_re, const Var& lambda_im, const Var& p, const Va
 /// y [B,T,D] dense. T log T; error below 8·eps·log₂(2T)·‖K‖₁·max|u|. Kept: u, k, d.
 Var fft_convolution(const Var& u, const Var& k, const Var& d);
 
+/// Feed-through of a state-space layer: z = y + d∘u. y, u [..., D] of one shape, d [D]. Kept: u, d.
+Var channel_skip(const Var& y, const Var& u, const Var& d);
+
+/// What an LRU (arXiv 2303.06349) computes with, from its parameters nu_log, theta_log, gamma_log [N], B_re,
+/// B_im [N,D], C_re, C_im [D,N]: log|λ| = −exp(nu_log), arg λ = exp(theta_log) [N]; input = exp(gamma_log)∘B
+/// as [Re; Im] [2N,D], output = [Re C, −Im C] [D,2N].
+struct LruMaps {
+  Var log_abs, arg, input, output;
+  Tensor gain;  ///< exp(gamma_log) [N]
+};
+LruMaps lru_maps(const Var& nu_log, const Var& theta_log, const Var& gamma_log, const Complex& b,
+                 const Complex& c);
+
 }  // namespace eigentrace

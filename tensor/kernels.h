@@ -264,13 +264,41 @@ void selective_scan_backward(Context& ctx, const SelectiveScan& in, const Tensor
 struct S4Parameters {
   Tensor lambda_re, lambda_im, p, b, c, log_step;
 };
-void s4_kernel(Context& ctx, const S4Parameters& in, Tensor& k);  ///< k [D,L] dense
+/// Step memory for what the forward pass can leave for the backward one; undefined: nothing on this device.
+Tensor s4_kernel_kept(Context& ctx, const S4Parameters& in, int64_t length);
+/// k [D,L] dense; kept: of s4_kernel_kept, or undefined (then the backward pass computes it again)
+void s4_kernel(Context& ctx, const S4Parameters& in, Tensor& k, const Tensor& kept = {});
 /// Gradients all defined.
-void s4_kernel_backward(Context& ctx, const S4Parameters& in, const Tensor& dk, S4Parameters& gradient);
+void s4_kernel_backward(Context& ctx, const S4Parameters& in, const Tensor& dk, S4Parameters& gradient,
+                        const Tensor& kept = {});
 
 /// y_t = Σ_{j≤t} K_j u_{t−j} + D u_t. u, y [B,T,D]; k [D,L] dense; d [D] dense or undefined.
-void fft_convolution(Context& ctx, const Tensor& u, const Tensor& k, const Tensor& d, Tensor& y);
+/// kept: as with s4_kernel.
+Tensor fft_convolution_kept(Context& ctx, const Tensor& u, const Tensor& k);
+void fft_convolution(Context& ctx, const Tensor& u, const Tensor& k, const Tensor& d, Tensor& y,
+                     const Tensor& kept = {});
 void fft_convolution_backward(Context& ctx, const Tensor& u, const Tensor& k, const Tensor& d,
-                              const Tensor& dy, Tensor& du, Tensor& dk, Tensor& dd);
+                              const Tensor& dy, Tensor& du, Tensor& dk, Tensor& dd, const Tensor& kept = {});
+
+// channel_skip.cu, lru_maps.cu
+/// z = y + d_c u per channel c; y, u, z rows, d [D] dense
+void channel_skip(Context& ctx, const Tensor& y, const Tensor& u, const Tensor& d, Tensor& z);
+void channel_skip_backward(Context& ctx, const Tensor& u, const Tensor& d, const Tensor& dz, Tensor& du,
+                           Tensor& dd);
+/// Parameters of an LRU layer, or their gradients; all dense.
+struct LruParameters {
+  Tensor nu_log, theta_log, gamma_log;  ///< [N]
+  Tensor b_re, b_im;                    ///< [N,D]
+  Tensor c_re, c_im;                    ///< [D,N]
+};
+/// log|λ| = −exp(nu_log), arg λ = exp(theta_log), gain = exp(gamma_log) [N]; input = gain∘[B_re; B_im]
+/// [2N,D], output = [C_re, −C_im] [D,2N]. All dense.
+struct LruMaps {
+  Tensor log_abs, arg, gain, input, output;
+};
+void lru_maps(Context& ctx, const LruParameters& in, LruMaps& out);
+/// dmaps.gain is not read. Gradients all defined.
+void lru_maps_backward(Context& ctx, const LruParameters& in, const LruMaps& maps, const LruMaps& dmaps,
+                       LruParameters& gradient);
 
 }  // namespace eigentrace::kernels

@@ -54,12 +54,10 @@ class Lru final : public Mixer {
   std::unique_ptr<Terms> terms(Forward& forward, const Var& u, bool) const override {
     auto t = std::make_unique<DiagonalTerms>();
     t->input = u;
-    t->log_abs = unary(Unary::neg, unary(Unary::exp, forward(nu_log_)));
-    t->arg = unary(Unary::exp, forward(theta_log_));
-    const Var gain = unary(Unary::exp, forward(gamma_log_));
-    t->gain_re = gain.value();
-    const Var rows = reshape(gain, {gain.dim(0), 1});
-    t->driven = complex_linear(u, {mul(rows, forward(b_re_)), mul(rows, forward(b_im_))});
+    const LruMaps maps = lru_maps(forward(nu_log_), forward(theta_log_), forward(gamma_log_),
+                                  {forward(b_re_), forward(b_im_)}, {forward(c_re_), forward(c_im_)});
+    t->log_abs = maps.log_abs, t->arg = maps.arg, t->gain_re = maps.gain, t->output = maps.output;
+    t->driven = linear(u, maps.input, {});
     return t;
   }
   Mixed mix(Forward& forward, const Terms& terms) const override {
@@ -82,8 +80,8 @@ class Lru final : public Mixer {
  private:
   Var recurrence(Forward& forward, const DiagonalTerms& t, const EigenvalueVars& lambda) const {
     const Var h = diagonal_scan(t.driven, lambda.log_abs, lambda.arg);
-    const Var y = real_readout(h, {forward(c_re_), forward(c_im_)}, 1);
-    return add(y, mul(t.input, forward(skip_)));
+    const Var y = linear(h, t.output, {});
+    return channel_skip(y, t.input, forward(skip_));
   }
 
   Parameter *nu_log_, *theta_log_, *gamma_log_, *b_re_, *b_im_, *c_re_, *c_im_, *skip_;

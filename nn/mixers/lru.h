@@ -14,6 +14,7 @@ namespace eigentrace {
 struct DiagonalTerms : Terms {
   Var log_abs, arg;  ///< [N], log |λ| and arg λ
   Var driven;        ///< B̄ u, [B,T,2N]
+  Var output;        ///< LRU: [Re C, −Im C], [D,2N]
   Tensor gain_re;    ///< [N], B̄ = gain∘B
   Tensor gain_im;    ///< [N] or undefined: real gain
 };

@@ -110,7 +110,7 @@ class S5 final : public Mixer {
     if (c_.bidirectional)
       y = add(y,
               real_readout(diagonal_scan(t.driven, lambda.log_abs, lambda.arg, true), from_end, readout()));
-    return add(y, mul(t.input, forward(skip_)));
+    return channel_skip(y, t.input, forward(skip_));
   }
   double readout() const { return c_.conj_sym ? 2 : 1; }
   SsmConfig c_;

@@ -168,9 +168,18 @@ Signal<T>* signals(const Tensor& memory) {
 
 }  // namespace
 
-void fft_convolution(Context& ctx, const Tensor& u, const Tensor& k, const Tensor& d, Tensor& y) {
+Tensor fft_convolution_kept([[maybe_unused]] Context& ctx, [[maybe_unused]] const Tensor& u,
+                            [[maybe_unused]] const Tensor& k) {
 #ifdef EIGENTRACE_WITH_CUDA
-  if (ctx.device().is_cuda()) return fft_convolution_cuda(ctx, u, k, d, y);
+  if (ctx.device().is_cuda()) return fast_spectrum_memory(ctx, u, k);
+#endif
+  return {};
+}
+
+void fft_convolution(Context& ctx, const Tensor& u, const Tensor& k, const Tensor& d, Tensor& y,
+                     [[maybe_unused]] const Tensor& kept) {
+#ifdef EIGENTRACE_WITH_CUDA
+  if (ctx.device().is_cuda()) return fft_convolution_cuda(ctx, u, k, d, y, kept);
 #endif
   require_cpu(ctx, "fft_convolution");
   const Sizes n(u, k);
@@ -184,9 +193,10 @@ void fft_convolution(Context& ctx, const Tensor& u, const Tensor& k, const Tenso
 }
 
 void fft_convolution_backward(Context& ctx, const Tensor& u, const Tensor& k, const Tensor& d,
-                              const Tensor& dy, Tensor& du, Tensor& dk, Tensor& dd) {
+                              const Tensor& dy, Tensor& du, Tensor& dk, Tensor& dd,
+                              [[maybe_unused]] const Tensor& kept) {
 #ifdef EIGENTRACE_WITH_CUDA
-  if (ctx.device().is_cuda()) return fft_convolution_backward_cuda(ctx, u, k, d, dy, du, dk, dd);
+  if (ctx.device().is_cuda()) return fft_convolution_backward_cuda(ctx, u, k, d, dy, du, dk, dd, kept);
 #endif
   require_cpu(ctx, "fft_convolution_backward");
   const Sizes n(u, k);

@@ -173,7 +173,7 @@ struct FastMemory {
   int64_t S = 0, tiles = 0, groups = 1, per_group = 0;
   bool half = false;
   Tensor kernel, sums;
-  FastMemory(Context& ctx, const Tensor& u, const Tensor& k, bool backward) {
+  FastMemory(const Tensor& u, const Tensor& k) {
     const int64_t time = u.dim(1), pairs = (u.dim(0) + 1) / 2, needed = time + std::min(k.dim(1), time) - 1;
     if (u.dtype() != DType::f32 || needed > 8192) return;
     for (S = 2; 256 * S < needed;) S *= 2;
@@ -183,9 +183,9 @@ struct FastMemory {
         std::max<int64_t>(1, std::min(pairs, convolution_blocks / std::max<int64_t>(1, tiles)));
     per_group = (pairs + wanted - 1) / wanted;
     groups = per_group > 0 ? (pairs + per_group - 1) / per_group : 1;
-    kernel = ctx.empty({tiles, 16, fft_threads, 2}, DType::f32);
-    if (backward) sums = ctx.empty({groups, tiles, 16, fft_threads, 2}, DType::f32);
   }
+  Tensor empty_spectrum(Context& ctx) const { return ctx.empty({tiles, 16, fft_threads, 2}, DType::f32); }
+  Tensor empty_sums(Context& ctx) const { return ctx.empty({groups, tiles, 16, fft_threads, 2}, DType::f32); }
   FastConvolution arguments(const Tensor& u, const Tensor& k, const Tensor& d) const {
     FastConvolution o{};
     o.u = rows_of<float>(u, "fft_convolution: u");
@@ -215,9 +215,17 @@ void with_length(int64_t S, const Body& body) {
   }
 }
 
-void fft_convolution_cuda(Context& ctx, const Tensor& u, const Tensor& k, const Tensor& d, Tensor& y) {
-  const FastMemory memory(ctx, u, k, false);
+/// For K̂, made by the forward pass and read by the backward pass.
+Tensor fast_spectrum_memory(Context& ctx, const Tensor& u, const Tensor& k) {
+  const FastMemory memory(u, k);
+  return memory.S > 0 ? memory.empty_spectrum(ctx) : Tensor();
+}
+
+void fft_convolution_cuda(Context& ctx, const Tensor& u, const Tensor& k, const Tensor& d, Tensor& y,
+                          const Tensor& kept) {
+  FastMemory memory(u, k);
   if (memory.S == 0) return long_convolution(ctx, u, k, d, y);
+  memory.kernel = kept.defined() ? kept : memory.empty_spectrum(ctx);
   if (ctx.dry() || u.numel() == 0) return;
   FastConvolution o = memory.arguments(u, k, d);
   o.out = rows_of<float>(y, "fft_convolution: y");
@@ -234,9 +242,11 @@ void fft_convolution_cuda(Context& ctx, const Tensor& u, const Tensor& k, const 
 }
 
 void fft_convolution_backward_cuda(Context& ctx, const Tensor& u, const Tensor& k, const Tensor& d,
-                                   const Tensor& dy, Tensor& du, Tensor& dk, Tensor& dd) {
-  const FastMemory memory(ctx, u, k, true);
+                                   const Tensor& dy, Tensor& du, Tensor& dk, Tensor& dd, const Tensor& kept) {
+  FastMemory memory(u, k);
   if (memory.S == 0) return long_convolution_backward(ctx, u, k, d, dy, du, dk, dd);
+  memory.kernel = kept.defined() ? kept : memory.empty_spectrum(ctx);
+  memory.sums = memory.empty_sums(ctx);
   if (ctx.dry() || u.dim(2) == 0) return;
   FastConvolution o = memory.arguments(u, k, d);
   o.dy = rows_of<float>(dy, "fft_convolution_backward: dy");
@@ -249,7 +259,7 @@ void fft_convolution_backward_cuda(Context& ctx, const Tensor& u, const Tensor& 
   with_length(memory.S, [&]<int S>() {
     constexpr size_t shared = RegisterFft<S>::shared;
     const dim3 grid(tiles, static_cast<unsigned>(o.groups));
-    if (o.out.data) launch(ctx, fast_spectrum_kernel<S>, tiles, fft_threads, shared, o);
+    if (o.out.data && !kept.defined()) launch(ctx, fast_spectrum_kernel<S>, tiles, fft_threads, shared, o);
     if (memory.half)
       launch(ctx, fast_backward_kernel<S, true>, grid, fft_threads, shared, o);
     else

@@ -252,9 +252,13 @@ void channel_gradient(const Channel& ch, const Nodes& nodes, const CauchySums* g
 
 }  // namespace
 
-void s4_kernel(Context& ctx, const S4Parameters& in, Tensor& k) {
+Tensor s4_kernel_kept(Context& ctx, const S4Parameters& in, int64_t length) {
+  return ctx.device().is_cuda() ? ctx.empty({in.lambda_re.dim(1), length, 8}, DType::f64) : Tensor();
+}
+
+void s4_kernel(Context& ctx, const S4Parameters& in, Tensor& k, [[maybe_unused]] const Tensor& kept) {
 #ifdef EIGENTRACE_WITH_CUDA
-  if (ctx.device().is_cuda()) return s4_kernel_cuda(ctx, in, k);
+  if (ctx.device().is_cuda()) return s4_kernel_cuda(ctx, in, k, kept);
 #endif
   require_cpu(ctx, "s4_kernel");
   dispatch_floating(ctx, "s4_kernel", k.dtype(), [&]<class T>() {
@@ -276,9 +280,10 @@ void s4_kernel(Context& ctx, const S4Parameters& in, Tensor& k) {
   });
 }
 
-void s4_kernel_backward(Context& ctx, const S4Parameters& in, const Tensor& dk, S4Parameters& gradient) {
+void s4_kernel_backward(Context& ctx, const S4Parameters& in, const Tensor& dk, S4Parameters& gradient,
+                        [[maybe_unused]] const Tensor& kept) {
 #ifdef EIGENTRACE_WITH_CUDA
-  if (ctx.device().is_cuda()) return s4_kernel_backward_cuda(ctx, in, dk, gradient);
+  if (ctx.device().is_cuda()) return s4_kernel_backward_cuda(ctx, in, dk, gradient, kept);
 #endif
   require_cpu(ctx, "s4_kernel_backward");
   dispatch_floating(ctx, "s4_kernel_backward", dk.dtype(), [&]<class T>() {

@@ -10,23 +10,28 @@
 //   dW = Σ conj(r) G = ρS + iT,   Σ conj(r)² G = 2ρ²S₂ − S + 2iρU,   dΛ = Σ_vw conj(W) Σ conj(r)² G
 //   dlog Δ = Re(conj(Λ) dΛ) + Re Σ_vw conj(W) dW    (g = Λ + 1/r: no sum over nodes of its own)
 //
-// Terms: MQAR 128·128·512 = 8.4e6 (12 µs forward, 12 + 22 µs backward at 14.8e12 products/s), CIFAR
-// 512·64·1024 = 3.4e7 (48 µs, 48 + 88 µs).
+// Terms: MQAR 128·128·512 = 8.4e6 (12 µs forward, 22 µs backward at 14.8e12 products/s), CIFAR 512·64·1024 =
+// 3.4e7 (48 µs, 88 µs). The forward sums are kept for the backward pass, 64 bytes a node (MQAR 4 MB, CIFAR
+// 34 MB).
 #include "tensor/cplx.h"
 #include "tensor/kernels/block_fft.cuh"
 
 namespace eigentrace::kernels {
 namespace {
 
-constexpr int s4_threads = 512, table_states = 64, table_nodes = 128;
-constexpr int64_t shared_fft_length = 2048;  // longer transforms work in global memory
+constexpr int s4_threads = 512;
+constexpr int table_states = 128;                    // of a walk through the states, for sums of nodes
+constexpr int block_states = 64, block_nodes = 128;  // of sums of states
+constexpr int64_t roots_length = 1024;               // up to here a block makes its own roots
+constexpr int64_t shared_length = 2048;              // and up to here its transform fits shared memory
 
 template <class T>
 struct S4Arguments {
   const T *lambda_re, *lambda_im, *p, *b, *c, *log_step;
   int64_t states, channels, length;
-  const cplx<double>* roots;
-  cplx<double>* scratch;  // [channels, 2, length], or null: shared memory
+  const cplx<double>* roots;  // null: made in shared memory
+  cplx<double>* scratch;      // [channels, 2, length], or null: shared memory
+  double* kept;               // [channels, length, 8]: every node's four sums; null: not wanted
 };
 
 /// 1/a to the last bits for 1e−30 < a < 1e30, without division's checks.
@@ -130,54 +135,81 @@ __device__ void for_each_node(const S4Arguments<T>& a, int64_t d, double two_ove
   }
 }
 
-/// The two buffers of a channel's transform.
-template <class T>
-__device__ cplx<double>* fft_buffers(const S4Arguments<T>& a, int64_t d) {
-  return a.scratch ? a.scratch + d * 2 * a.length : dynamic_shared<cplx<double>>();
-}
+/// A channel's transform: its two buffers and the roots.
+struct S4Transform {
+  cplx<double>*signal, *other;
+  const cplx<double>* roots;
+  template <class T>
+  __device__ S4Transform(const S4Arguments<T>& a, int64_t d) {
+    signal = a.scratch ? a.scratch + d * 2 * a.length : dynamic_shared<cplx<double>>();
+    other = signal + a.length;
+    roots = a.roots;
+    if (roots) return;
+    cplx<double>* const own = other + a.length;
+    const Roots<double> root{own, a.length};
+    for (int64_t k = threadIdx.x; k < a.length; k += s4_threads) root(k);
+    roots = own;
+  }
+};
 
 template <class T>
 __global__ void __launch_bounds__(s4_threads) s4_kernel_kernel(S4Arguments<T> a, FftPlan plan, T* k) {
   __shared__ StateTable table;
   const int64_t d = blockIdx.x, length = a.length;
   const double step = exp(static_cast<double>(a.log_step[d]));
-  cplx<double>* const spectrum = fft_buffers(a, d);
+  const S4Transform fft(a, d);
   for_each_node(a, d, 2 / step, table,
                 [&](int64_t node, double tau, const NodeSums& s, const cplx<double>& limit) {
                   const cplx<double> below = reciprocal(cplx<double>{1 + s.v[6], s.v[7]});
                   const cplx<double> inner = s[0] - s[1] * s[2] * below;
-                  spectrum[node] = 2 * node == length ? (step / 2) * limit : cplx<double>{1, tau} * inner;
+                  fft.signal[node] = 2 * node == length ? (step / 2) * limit : cplx<double>{1, tau} * inner;
+                  if (!a.kept) return;
+                  double* const to = a.kept + (d * length + node) * 8;
+#pragma unroll
+                  for (int i = 0; i < 8; ++i) to[i] = s.v[i];
                 });
-  const cplx<double>* y = block_fft<true>(plan, a.roots, spectrum, spectrum + length);
+  const cplx<double>* y = block_fft<true>(plan, fft.roots, fft.signal, fft.other);
   const double scale = 1.0 / static_cast<double>(length);
   for (int64_t t = threadIdx.x; t < length; t += s4_threads)
     k[d * length + t] = static_cast<T>(scale * y[t].re);
 }
 
-/// Gradients of the four sums at every node, [channels, length] × 8, and of K̂ at the node without τ.
+/// From here on the nodes of a channel: what its states' sums read.
+struct S4Nodes {
+  double* g;               // [channels, length]: 2τ/Δ
+  double* gradients;       // [channels, length, 8]: of the four sums
+  cplx<double>* at_limit;  // [channels]: of K̂ at the node without τ
+};
+
 template <class T>
 __global__ void __launch_bounds__(s4_threads)
-    s4_sum_gradients_kernel(S4Arguments<T> a, FftPlan plan, Rows<T> dk, double* gradients,
-                            cplx<double>* at_limit) {
+    s4_sum_gradients_kernel(S4Arguments<T> a, FftPlan plan, Rows<T> dk, S4Nodes out) {
   __shared__ StateTable table;
   const int64_t d = blockIdx.x, length = a.length;
-  const double step = exp(static_cast<double>(a.log_step[d]));
-  cplx<double>* const signal = fft_buffers(a, d);
-  const double scale = 1.0 / static_cast<double>(length);
+  const double step = exp(static_cast<double>(a.log_step[d])), scale = 1.0 / static_cast<double>(length);
+  const S4Transform fft(a, d);
   for (int64_t t = threadIdx.x; t < length; t += s4_threads)
-    signal[t] = {scale * static_cast<double>(dk.data[d * dk.stride + t]), 0};
-  const cplx<double>* spectrum = block_fft<false>(plan, a.roots, signal, signal + length);
-  if (threadIdx.x == 0) at_limit[d] = length % 2 == 0 ? spectrum[length / 2] : cplx<double>{0, 0};
-  for_each_node(a, d, 2 / step, table, [&](int64_t node, double tau, const NodeSums& s, const cplx<double>&) {
+    fft.signal[t] = {scale * static_cast<double>(dk.data[d * dk.stride + t]), 0};
+  const cplx<double>* spectrum = block_fft<false>(plan, fft.roots, fft.signal, fft.other);
+  if (threadIdx.x == 0) out.at_limit[d] = length % 2 == 0 ? spectrum[length / 2] : cplx<double>{0, 0};
+  const auto node_gradient = [&](int64_t node, double tau, const NodeSums& s, const cplx<double>&) {
     const cplx<double> g = 2 * node == length ? cplx<double>{0, 0} : spectrum[node];
     const cplx<double> below = reciprocal(cplx<double>{1 + s.v[6], s.v[7]});
     const cplx<double> cb = conj(cplx<double>{1, tau}) * g, through = -1.0 * (conj(below) * cb);
     const cplx<double> cp = conj(s[2]) * through, pb = conj(s[1]) * through;
     const cplx<double> pp = -1.0 * (conj(s[1] * s[2] * below) * through);
-    double* to = gradients + (d * length + node) * 8;
+    out.g[d * length + node] = tau * (2 / step);
+    double* to = out.gradients + (d * length + node) * 8;
     to[0] = cb.re, to[1] = cb.im, to[2] = cp.re, to[3] = cp.im;
     to[4] = pb.re, to[5] = pb.im, to[6] = pp.re, to[7] = pp.im;
-  });
+  };
+  if (!a.kept) return for_each_node(a, d, 2 / step, table, node_gradient);
+  for (int64_t node = threadIdx.x; node < length; node += s4_threads) {
+    NodeSums s;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) s.v[i] = a.kept[(d * length + node) * 8 + i];
+    node_gradient(node, node_of(node, length), s, {});
+  }
 }
 
 template <class T>
@@ -233,27 +265,38 @@ __device__ double write_state(const S4State<T>& s, double half_step, const cplx<
 /// 64 states of a channel × 8 slices of its nodes, block of states after block of states.
 template <class T>
 __global__ void __launch_bounds__(s4_threads)
-    s4_state_gradients_kernel(S4Arguments<T> a, const double* gradients, const cplx<double>* at_limit,
-                              S4Gradients<T> out) {
-  constexpr int slices = s4_threads / table_states, own_nodes = table_nodes / slices;
-  __shared__ double node[table_nodes], g[table_nodes][8], steps[table_states];
-  __shared__ double shared_totals[slices][slices][table_states];
-  const int thread = static_cast<int>(threadIdx.x), i = thread % table_states, slice = thread / table_states;
+    s4_state_gradients_kernel(S4Arguments<T> a, S4Nodes nodes, S4Gradients<T> out) {
+  constexpr int slices = s4_threads / block_states, own_nodes = block_nodes / slices;
+  constexpr int own_loads = block_nodes * 8 / s4_threads;
+  __shared__ double node[block_nodes], g[block_nodes][8], steps[block_states];
+  __shared__ double shared_totals[slices][slices][block_states];
+  const int thread = static_cast<int>(threadIdx.x), i = thread % block_states, slice = thread / block_states;
   const int64_t d = blockIdx.x;
-  const double step = exp(static_cast<double>(a.log_step[d])), two_over_step = 2 / step;
+  const double step = exp(static_cast<double>(a.log_step[d]));
+  const double *all_g = nodes.g + d * a.length, *all = nodes.gradients + d * a.length * 8;
+  double next_node = 0, next[own_loads];
+  const auto load = [&](int64_t first) {
+    next_node = thread < block_nodes && first + thread < a.length ? all_g[first + thread] : 0.0;
+#pragma unroll
+    for (int k = 0; k < own_loads; ++k) {
+      const int64_t at = first * 8 + k * s4_threads + thread;
+      next[k] = at < a.length * 8 ? all[at] : 0.0;
+    }
+  };
   double step_gradient = 0;  // of thread 0
-  for (int64_t from = 0; from < a.states; from += table_states) {
+  for (int64_t from = 0; from < a.states; from += block_states) {
+    load(0);
     const int64_t n = from + i < a.states ? from + i : a.states - 1;
     const S4State<T> first_look(a, n, d);
     const double rho_squared = first_look.rho * first_look.rho, im = first_look.im;
     StateSums sums;
-    for (int64_t first = 0; first < a.length; first += table_nodes) {
+    for (int64_t first = 0; first < a.length; first += block_nodes) {
       __syncthreads();
-      for (int k = thread; k < table_nodes; k += s4_threads)
-        node[k] = first + k < a.length ? node_of(first + k, a.length) * two_over_step : 0.0;
-      for (int k = thread; k < table_nodes * 8; k += s4_threads)
-        g[k / 8][k % 8] = first + k / 8 < a.length ? gradients[(d * a.length + first) * 8 + k] : 0.0;
+      if (thread < block_nodes) node[thread] = next_node;
+#pragma unroll
+      for (int k = 0; k < own_loads; ++k) (&g[0][0])[k * s4_threads + thread] = next[k];
       __syncthreads();
+      if (first + block_nodes < a.length) load(first + block_nodes);
       for (int k = slice * own_nodes; k < (slice + 1) * own_nodes; ++k)
         sums.add(node[k] - im, rho_squared, g[k]);
     }
@@ -274,66 +317,70 @@ __global__ void __launch_bounds__(s4_threads)
     if (slice == 0) {
       steps[i] = 0;
       if (from + i < a.states)
-        steps[i] = write_state(S4State<T>(a, n, d), step / 2, at_limit[d], n * a.channels + d, out,
+        steps[i] = write_state(S4State<T>(a, n, d), step / 2, nodes.at_limit[d], n * a.channels + d, out,
                                [&](int k) { return shared_totals[k / 8][k % 8][i]; });
     }
     __syncthreads();
     if (thread == 0)
-      for (int k = 0; k < table_states; ++k) step_gradient += steps[k];
+      for (int k = 0; k < block_states; ++k) step_gradient += steps[k];
   }
   if (thread == 0) out.log_step[d] = static_cast<T>(step_gradient);
 }
 
-template <class T>
-S4Arguments<T> s4_arguments(const Context& ctx, const S4Parameters& in, int64_t length, const Tensor& roots,
-                            const Tensor& scratch) {
-  S4Arguments<T> a{};
-  a.lambda_re = in.lambda_re.data<T>(), a.lambda_im = in.lambda_im.data<T>();
-  a.p = in.p.data<T>(), a.b = in.b.data<T>(), a.c = in.c.data<T>(), a.log_step = in.log_step.data<T>();
-  a.states = in.lambda_re.dim(0), a.channels = in.lambda_re.dim(1), a.length = length;
-  a.roots = fill_roots<double>(ctx, length, roots);
-  if (scratch.defined()) a.scratch = reinterpret_cast<cplx<double>*>(scratch.data<double>());
-  return a;
-}
-
-/// What both directions ask for: the roots of one, and the transforms' buffers where they are too long.
+/// What both directions ask for: the roots of one and the transforms' buffers, where they are too long for
+/// shared memory.
 struct S4Memory {
   Tensor roots, scratch;
   size_t shared = 0;
-  S4Memory(Context& ctx, int64_t channels, int64_t length) : roots(ctx.empty({2 * length}, DType::f64)) {
-    if (length > shared_fft_length)
+  S4Memory(Context& ctx, int64_t channels, int64_t length) {
+    if (length > roots_length) roots = ctx.empty({2 * length}, DType::f64);
+    if (length > shared_length)
       scratch = ctx.empty({channels, 4 * length}, DType::f64);
     else
-      shared = static_cast<size_t>(length) * 2 * sizeof(cplx<double>);
+      shared = static_cast<size_t>(length) * (roots.defined() ? 2 : 3) * sizeof(cplx<double>);
+  }
+  template <class T>
+  S4Arguments<T> arguments(const Context& ctx, const S4Parameters& in, int64_t length,
+                           const Tensor& kept) const {
+    S4Arguments<T> a{};
+    a.lambda_re = in.lambda_re.data<T>(), a.lambda_im = in.lambda_im.data<T>();
+    a.p = in.p.data<T>(), a.b = in.b.data<T>(), a.c = in.c.data<T>(), a.log_step = in.log_step.data<T>();
+    a.states = in.lambda_re.dim(0), a.channels = in.lambda_re.dim(1), a.length = length;
+    if (roots.defined()) a.roots = fill_roots<double>(ctx, length, roots);
+    if (scratch.defined()) a.scratch = reinterpret_cast<cplx<double>*>(scratch.data<double>());
+    if (kept.defined()) a.kept = kept.data<double>();
+    return a;
   }
 };
 
-void s4_kernel_cuda(Context& ctx, const S4Parameters& in, Tensor& k) {
+void s4_kernel_cuda(Context& ctx, const S4Parameters& in, Tensor& k, const Tensor& kept) {
   const int64_t channels = k.dim(0), length = k.dim(1);
   const S4Memory memory(ctx, channels, length);
   dispatch_floating(ctx, "s4_kernel", k.dtype(), [&]<class T>() {
     if (channels == 0) return;
     launch(ctx, s4_kernel_kernel<T>, static_cast<unsigned>(channels), s4_threads, memory.shared,
-           s4_arguments<T>(ctx, in, length, memory.roots, memory.scratch), FftPlan(length), k.data<T>());
+           memory.arguments<T>(ctx, in, length, kept), FftPlan(length), k.data<T>());
   });
 }
 
-void s4_kernel_backward_cuda(Context& ctx, const S4Parameters& in, const Tensor& dk, S4Parameters& gradient) {
+void s4_kernel_backward_cuda(Context& ctx, const S4Parameters& in, const Tensor& dk, S4Parameters& gradient,
+                             const Tensor& kept) {
   const int64_t channels = dk.dim(0), length = dk.dim(1);
   const S4Memory memory(ctx, channels, length);
+  const Tensor g = ctx.empty({channels, length}, DType::f64);
   const Tensor gradients = ctx.empty({channels, length, 8}, DType::f64);
   const Tensor limits = ctx.empty({channels, 2}, DType::f64);
   dispatch_floating(ctx, "s4_kernel_backward", dk.dtype(), [&]<class T>() {
     if (channels == 0) return;
-    const S4Arguments<T> a = s4_arguments<T>(ctx, in, length, memory.roots, memory.scratch);
-    auto* at_limit = reinterpret_cast<cplx<double>*>(limits.data<double>());
+    const S4Arguments<T> a = memory.arguments<T>(ctx, in, length, kept);
+    const S4Nodes nodes{g.data<double>(), gradients.data<double>(),
+                        reinterpret_cast<cplx<double>*>(limits.data<double>())};
     launch(ctx, s4_sum_gradients_kernel<T>, static_cast<unsigned>(channels), s4_threads, memory.shared, a,
-           FftPlan(length), rows_of<T>(dk, "s4_kernel_backward: dK"), gradients.data<double>(), at_limit);
+           FftPlan(length), rows_of<T>(dk, "s4_kernel_backward: dK"), nodes);
     const S4Gradients<T> out = {gradient.lambda_re.data<T>(), gradient.lambda_im.data<T>(),
                                 gradient.p.data<T>(),         gradient.b.data<T>(),
                                 gradient.c.data<T>(),         gradient.log_step.data<T>()};
-    launch(ctx, s4_state_gradients_kernel<T>, static_cast<unsigned>(channels), s4_threads, 0, a,
-           gradients.data<double>(), at_limit, out);
+    launch(ctx, s4_state_gradients_kernel<T>, static_cast<unsigned>(channels), s4_threads, 0, a, nodes, out);
   });
 }
 

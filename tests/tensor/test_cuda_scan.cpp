@@ -198,7 +198,14 @@ TEST_CASE("cuda s4_kernel: the CPU's kernels and gradients, any length") {
       kernels::S4Parameters g{ctx.empty_like(in[0]), ctx.empty_like(in[1]), ctx.empty_like(in[2]),
                               ctx.empty_like(in[3]), ctx.empty_like(in[4]), ctx.empty_like(in[5])};
       kernels::s4_kernel_backward(ctx, parameters, strided(ctx, in[6]), g);
-      return Tensors{k, g.lambda_re, g.lambda_im, g.p, g.b, g.c, g.log_step};
+      Tensor k_again = ctx.empty_like(k);
+      const Tensor kept = kernels::s4_kernel_kept(ctx, parameters, length);
+      kernels::s4_kernel(ctx, parameters, k_again, kept);
+      kernels::S4Parameters h{ctx.empty_like(in[0]), ctx.empty_like(in[1]), ctx.empty_like(in[2]),
+                              ctx.empty_like(in[3]), ctx.empty_like(in[4]), ctx.empty_like(in[5])};
+      kernels::s4_kernel_backward(ctx, parameters, strided(ctx, in[6]), h, kept);
+      return Tensors{k,       g.lambda_re, g.lambda_im, g.p, g.b, g.c, g.log_step,
+                     k_again, h.lambda_re, h.lambda_im, h.p, h.b, h.c, h.log_step};
     };
     check(run,
           {uniform({n, d}, 1, -0.7, 0.01), normal({n, d}, 2, 30), normal({n, d, 2}, 3), normal({n, d, 2}, 4),
@@ -230,14 +237,40 @@ TEST_CASE("cuda fft_convolution: the CPU's values and gradients within rounding,
       kernels::fft_convolution(ctx, u, in[1], in[2], y);
       kernels::fft_convolution(ctx, u, in[1], none, without);
       Tensor du = strided(ctx, in[0]), dk = ctx.empty_like(in[1]), dd = ctx.empty_like(in[2]);
+      Tensor y_kept = ctx.empty_like(in[0]), du_kept = ctx.empty_like(in[0]);
+      const Tensor kept = kernels::fft_convolution_kept(ctx, u, in[1]);
+      kernels::fft_convolution(ctx, u, in[1], in[2], y_kept, kept);
+      kernels::fft_convolution_backward(ctx, u, in[1], in[2], dy, du_kept, dk, dd, kept);
+      dk = ctx.empty_like(in[1]);
       kernels::fft_convolution_backward(ctx, u, in[1], in[2], dy, du, dk, dd);
       Tensor du_alone = ctx.empty_like(in[0]), dk_alone = ctx.empty_like(in[1]);
       kernels::fft_convolution_backward(ctx, u, in[1], none, dy, du_alone, none, none);
       kernels::fft_convolution_backward(ctx, u, in[1], none, dy, none, dk_alone, none);
-      return Tensors{dense(y), without, dense(du), dk, dd, du_alone, dk_alone};
+      return Tensors{dense(y), without, dense(du), dk, dd, du_alone, dk_alone, y_kept, du_kept};
     };
     check(run, {normal({b, t, d}, 1), uniform({d, taps}, 2, -0.2, 0.2), normal({d}, 3), normal({b, t, d}, 4)},
           2e-6);
+  }
+}
+
+TEST_CASE("cuda channel_skip: the CPU's values and gradients, any size") {
+  if (!gpu_here()) return;
+  const int64_t sizes[][2] = {{1, 1}, {63, 100}, {1200, 5}, {300, 260}};
+  for (const auto& size : sizes) {
+    const int64_t rows = size[0], columns = size[1];
+    CAPTURE(rows);
+    CAPTURE(columns);
+    const auto run = [](Context& ctx, const Tensors& in) {
+      Tensor z = ctx.empty_like(in[0]), du = ctx.empty_like(in[0]), dd = ctx.empty_like(in[2]), none;
+      kernels::channel_skip(ctx, in[0], in[1], in[2], z);
+      kernels::channel_skip_backward(ctx, in[1], in[2], in[0], du, dd);
+      Tensor dd_alone = ctx.empty_like(dd), du_alone = ctx.empty_like(du), z_strided = ctx.empty_like(z);
+      kernels::channel_skip(ctx, in[0], strided(ctx, in[1]), in[2], z_strided);
+      kernels::channel_skip_backward(ctx, strided(ctx, in[1]), in[2], in[0], none, dd_alone);
+      kernels::channel_skip_backward(ctx, strided(ctx, in[1]), in[2], in[0], du_alone, none);
+      return Tensors{z, du, dd, z_strided, du_alone, dd_alone};
+    };
+    check(run, {normal({rows, columns}, 1), normal({rows, columns}, 2), normal({columns}, 3)}, 2e-6);
   }
 }
 
