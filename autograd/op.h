@@ -39,6 +39,8 @@ namespace eigentrace {
   X(attention_normaliser, "log η_i = log(q_i · Σ_{j≤i} k_j)")             \
   X(divide_by_eta, "y_i exp(−log η_i)")                                   \
   X(norm_scale, "s y_i exp(−f(n_i + o))")                                 \
+  X(linear_attention, "Σ_{j≤i} (q_i·k_j) v_j / Σ_{j≤i} q_i·k_j")          \
+  X(norm_attention, "s exp(−f(n_i + o)) Σ_{j≤i} (q_i·k_j) v_j")           \
   /* ops_scan.h */                                                        \
   X(complex_parts, "[re, im] on the last axis → a pair")                  \
   X(diagonal_scan, "h_i = λ h_{i−1} + x_i, complex")                      \

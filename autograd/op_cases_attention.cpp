@@ -100,6 +100,64 @@ OpCase norm_case(const char* what, NormFunction f, bool with_offset) {
           1e-6, 1e-4};
 }
 
+OpCase skip_case() {
+  return {"ssd: decay, weight and skip", Op::ssd,
+          [](uint64_t seed, Device device) {
+            Rng rng(seed);
+            const int64_t B = odd_size(rng, 2), T = odd_size(rng) + (seed % 2 ? 70 : 0), N = odd_size(rng, 7),
+                          P = odd_size(rng, 7), H = 3;
+            return OpInstance{
+                [](Tape&, const Values& x) { return Values{ssd(x[0], x[1], x[2], x[3], x[4], x[5])}; },
+                {normal_tensor(rng, {B, T, 1, N}, device), normal_tensor(rng, {B, T, 1, N}, device),
+                 normal_tensor(rng, {B, T, H, P}, device), uniform_tensor(rng, {B, T, H}, -1, 0, device),
+                 uniform_tensor(rng, {B, T, H}, 0, 1, device), normal_tensor(rng, {H}, device)},
+                {"q", "k", "v", "log_a", "w", "skip"}};
+          },
+          1e-6, 2e-4};
+}
+
+OpCase linear_case() {
+  return {
+      "linear_attention: parts of one projection", Op::linear_attention,
+      [](uint64_t seed, Device device) {
+        Rng rng(seed);
+        const int64_t B = odd_size(rng, 2), T = odd_size(rng) + (seed % 2 ? 70 : 0), H = odd_size(rng, 2),
+                      N = odd_size(rng, 7), P = odd_size(rng, 7);
+        return OpInstance{
+            [=](Tape&, const Values& x) {
+              const Values parts = split(x[0], {H * N, H * N});
+              return Values{
+                  linear_attention(reshape(parts[0], {B, T, H, N}), reshape(parts[1], {B, T, H, N}), x[1]).y};
+            },
+            {uniform_tensor(rng, {B, T, 2 * H * N}, 0.1, 2, device),
+             normal_tensor(rng, {B, T, H, P}, device)},
+            {"qk", "v"}};
+      },
+      1e-6, 1e-4};
+}
+
+OpCase norm_attention_case(const char* what, NormFunction f, bool with_offset) {
+  return {std::string("norm_attention: ") + what, Op::norm_attention,
+          [=](uint64_t seed, Device device) {
+            Rng rng(seed);
+            const int64_t B = odd_size(rng, 2), T = odd_size(rng) + (seed % 2 ? 70 : 0), H = odd_size(rng, 2),
+                          N = odd_size(rng, 7), P = odd_size(rng, 7);
+            OpInstance instance{
+                [=](Tape&, const Values& x) {
+                  return Values{norm_attention(x[0], x[1], x[2], f, x[3], with_offset ? x[4] : Var(), 0.5).y};
+                },
+                {normal_tensor(rng, {B, T, H, N}, device), normal_tensor(rng, {B, T, H, N}, device),
+                 normal_tensor(rng, {B, T, H, P}, device), normal_tensor(rng, {B, T, H}, device)},
+                {"q", "k", "v", "n"}};
+            if (with_offset) {
+              instance.inputs.push_back(normal_tensor(rng, {H}, device));
+              instance.names.push_back("offset");
+            }
+            return instance;
+          },
+          1e-6, 2e-4};
+}
+
 }  // namespace
 
 std::vector<OpCase> op_cases_attention() {
@@ -115,7 +173,11 @@ std::vector<OpCase> op_cases_attention() {
           norm_case("exp", NormFunction::exp, true),
           norm_case("elu", NormFunction::elu, true),
           norm_case("softplus", NormFunction::softplus, true),
-          norm_case("sigmoid, no offset", NormFunction::sigmoid, false)};
+          norm_case("sigmoid, no offset", NormFunction::sigmoid, false),
+          skip_case(),
+          linear_case(),
+          norm_attention_case("softplus", NormFunction::softplus, true),
+          norm_attention_case("exp, no offset", NormFunction::exp, false)};
 }
 
 }  // namespace eigentrace

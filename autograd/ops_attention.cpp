@@ -1,5 +1,7 @@
 #include "autograd/ops_attention.h"
 
+#include "autograd/ops_pointwise.h"
+#include "autograd/ops_shape.h"
 #include "tensor/error.h"
 #include "tensor/kernels.h"
 
@@ -23,11 +25,33 @@ Attended softmax_attention(const Var& q, const Var& k, const Var& v, double scal
   return {result, lse};
 }
 
-Var ssd(const Var& q, const Var& k, const Var& v, const Var& log_a, const Var& w) {
+namespace {
+
+bool fused(const Var& q, const Var& v) {
+  return q.rank() == 4 && v.rank() == 4 &&
+         kernels::attention_is_fused(q.ctx(), q.dtype(), q.dim(3), v.dim(3));
+}
+
+}  // namespace
+
+Var ssd(const Var& q, const Var& k, const Var& v, const Var& log_a, const Var& w, const Var& skip) {
   Context& ctx = q.ctx();
+  if (skip.defined() && fused(q, v)) {
+    Tensor y = ctx.empty(v.shape(), v.dtype());
+    kernels::ssd_skip(ctx, q.value(), k.value(), v.value(), log_a.value(), w.value(), skip.value(), y);
+    return q.tape().record(Op::ssd, y, {q, k, v, log_a, w, skip}, [=](Backward& b) {
+      Tensor dq = b.destination(q.ref()), dk = b.destination(k.ref()), dv = b.destination(v.ref()),
+             dlog_a = b.destination(log_a.ref()), dw = b.destination(w.ref()),
+             dskip = b.destination(skip.ref());
+      kernels::ssd_skip_backward(b.ctx(), q.value(), k.value(), v.value(), log_a.value(), w.value(),
+                                 skip.value(), b.dy(), dq, dk, dv, dlog_a, dw, dskip);
+      b.commit(q.ref(), dq), b.commit(k.ref(), dk), b.commit(v.ref(), dv);
+      b.commit(log_a.ref(), dlog_a), b.commit(w.ref(), dw), b.commit(skip.ref(), dskip);
+    });
+  }
   Tensor y = ctx.empty(v.shape(), v.dtype());
   kernels::ssd(ctx, q.value(), k.value(), v.value(), log_a.value(), w.value(), y);
-  return q.tape().record(Op::ssd, y, {q, k, v, log_a, w}, [=](Backward& b) {
+  const Var result = q.tape().record(Op::ssd, y, {q, k, v, log_a, w}, [=](Backward& b) {
     Tensor dq = b.destination(q.ref()), dk = b.destination(k.ref()), dv = b.destination(v.ref()),
            dlog_a = b.destination(log_a.ref()), dw = b.destination(w.ref());
     kernels::ssd_backward(b.ctx(), q.value(), k.value(), v.value(), log_a.value(), w.value(), b.dy(), dq, dk,
@@ -35,6 +59,7 @@ Var ssd(const Var& q, const Var& k, const Var& v, const Var& log_a, const Var& w
     b.commit(q.ref(), dq), b.commit(k.ref(), dk), b.commit(v.ref(), dv);
     b.commit(log_a.ref(), dlog_a), b.commit(w.ref(), dw);
   });
+  return skip.defined() ? add(result, mul(v, reshape(skip, {skip.dim(0), 1}))) : result;
 }
 
 Var attention_normaliser(const Var& q, const Var& k) {
@@ -68,6 +93,43 @@ NormScaled norm_scale(const Var& y, NormFunction f, const Var& n, const Var& off
     kernels::norm_scale_backward(b.ctx(), y.value(), f, n.value(), offset.value(), scale, b.dy(), dy, dn,
                                  doffset);
     b.commit(y.ref(), dy), b.commit(n.ref(), dn), b.commit(offset.ref(), doffset);
+  });
+  return {result, log_eta};
+}
+
+Normalised linear_attention(const Var& q, const Var& k, const Var& v) {
+  if (!fused(q, v)) {
+    const Var log_eta = attention_normaliser(q, k);
+    return {divide_by_eta(ssd(q, k, v, {}, {}), log_eta), log_eta.value()};
+  }
+  Context& ctx = q.ctx();
+  Tensor y = ctx.empty(v.shape(), v.dtype()), log_eta = ctx.empty(v.shape().without(3), v.dtype());
+  kernels::linear_attention(ctx, q.value(), k.value(), v.value(), y, log_eta);
+  const Var result = q.tape().record(Op::linear_attention, y, {q, k, v}, [=](Backward& b) {
+    Tensor dq = b.destination(q.ref()), dk = b.destination(k.ref()), dv = b.destination(v.ref());
+    kernels::linear_attention_backward(b.ctx(), q.value(), k.value(), v.value(), log_eta, b.dy(), dq, dk, dv);
+    b.commit(q.ref(), dq), b.commit(k.ref(), dk), b.commit(v.ref(), dv);
+  });
+  return {result, log_eta};
+}
+
+Normalised norm_attention(const Var& q, const Var& k, const Var& v, NormFunction f, const Var& n,
+                          const Var& offset, double scale) {
+  if (!fused(q, v)) {
+    const NormScaled scaled = norm_scale(ssd(q, k, v, {}, {}), f, n, offset, scale);
+    return {scaled.y, scaled.log_eta};
+  }
+  Context& ctx = q.ctx();
+  Tensor y = ctx.empty(v.shape(), v.dtype()), log_eta = ctx.empty(n.shape(), n.dtype());
+  kernels::norm_attention(ctx, q.value(), k.value(), v.value(), f, n.value(), offset.value(), scale, y,
+                          log_eta);
+  const Var result = q.tape().record(Op::norm_attention, y, {q, k, v, n, offset}, [=](Backward& b) {
+    Tensor dq = b.destination(q.ref()), dk = b.destination(k.ref()), dv = b.destination(v.ref()),
+           dn = b.destination(n.ref()), doffset = b.destination(offset.ref());
+    kernels::norm_attention_backward(b.ctx(), q.value(), k.value(), v.value(), f, n.value(), offset.value(),
+                                     scale, log_eta, b.dy(), dq, dk, dv, dn, doffset);
+    b.commit(q.ref(), dq), b.commit(k.ref(), dk), b.commit(v.ref(), dv);
+    b.commit(n.ref(), dn), b.commit(offset.ref(), doffset);
   });
   return {result, log_eta};
 }

@@ -17,8 +17,8 @@ Attended softmax_attention(const Var& q, const Var& k, const Var& v, double scal
 ///   S_i = exp(log_a_i) S_{i−1} + w_i k_i v_iᵀ,   y_i = q_i S_i,   S_{−1} = 0
 /// q, k [B,T,G,N], v [B,T,H,P], log_a ≤ 0 as [B,T,H] or [H] or undefined (a ≡ 1), w [B,T,H] or undefined (w ≡
 /// 1) → y [B,T,H,P] dense. Chunked: time and memory linear in T; chunk states are recomputed in the backward
-/// pass.
-Var ssd(const Var& q, const Var& k, const Var& v, const Var& log_a, const Var& w);
+/// pass. skip [H] or undefined: y_i + skip v_i, in the same pass where the device allows.
+Var ssd(const Var& q, const Var& k, const Var& v, const Var& log_a, const Var& w, const Var& skip = {});
 
 /// log η_i = log(q_i · Σ_{j≤i} k_j), positive q and k [B,T,H,N] → [B,T,H]; running sums in the element type.
 Var attention_normaliser(const Var& q, const Var& k);
@@ -35,5 +35,16 @@ struct NormScaled {
 /// derivative never form ∞·0 (for f = exp the derivative is −exp(x − eˣ)); factors that underflow are exactly
 /// 0.
 NormScaled norm_scale(const Var& y, NormFunction f, const Var& n, const Var& offset, double scale);
+
+struct Normalised {
+  Var y;           ///< [B,T,H,P]
+  Tensor log_eta;  ///< [B,T,H]
+};
+/// divide_by_eta(ssd(q, k, v), attention_normaliser(q, k)): one op where kernels::attention_is_fused, else
+/// those three.
+Normalised linear_attention(const Var& q, const Var& k, const Var& v);
+/// norm_scale(ssd(q, k, v), f, n, offset, scale): one op where kernels::attention_is_fused, else those two.
+Normalised norm_attention(const Var& q, const Var& k, const Var& v, NormFunction f, const Var& n,
+                          const Var& offset, double scale);
 
 }  // namespace eigentrace

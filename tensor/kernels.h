@@ -207,6 +207,20 @@ void ssd(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const 
 void ssd_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_a,
                   const Tensor& w, const Tensor& dy, Tensor& dq, Tensor& dk, Tensor& dv, Tensor& dlog_a,
                   Tensor& dw);
+/// True where what follows exists: float32 on CUDA, N and P up to 128. Elsewhere the same is said with ssd,
+/// a normaliser, or a product and a sum.
+bool attention_is_fused(const Context& ctx, DType dtype, int64_t N, int64_t P);
+/// y_i = q_i S_i + skip v_i, skip [H]
+void ssd_skip(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_a,
+              const Tensor& w, const Tensor& skip, Tensor& y);
+void ssd_skip_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_a,
+                       const Tensor& w, const Tensor& skip, const Tensor& dy, Tensor& dq, Tensor& dk,
+                       Tensor& dv, Tensor& dlog_a, Tensor& dw, Tensor& dskip);
+/// out_i = q_i Σ_{j≤i} k_jᵀ v_j / η_i, η_i = q_i·Σ_{j≤i} k_j; log_eta dense
+void linear_attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, Tensor& out,
+                      Tensor& log_eta);
+void linear_attention_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
+                               const Tensor& log_eta, const Tensor& dout, Tensor& dq, Tensor& dk, Tensor& dv);
 /// log_eta_i = log(q_i · Σ_{j≤i} k_j), running sums in the element type; q, k [B, T, H, N], log_eta [B, T, H]
 /// dense
 void attention_normaliser(Context& ctx, const Tensor& q, const Tensor& k, Tensor& log_eta);
@@ -224,6 +238,14 @@ void norm_scale(Context& ctx, const Tensor& y, NormFunction f, const Tensor& n, 
                 double scale, Tensor& out, Tensor& log_eta);
 void norm_scale_backward(Context& ctx, const Tensor& y, NormFunction f, const Tensor& n, const Tensor& offset,
                          double scale, const Tensor& dout, Tensor& dy, Tensor& dn, Tensor& doffset);
+/// norm_scale of ssd without decay, in one op (attention_is_fused): out_i = scale exp(−f(n_i + offset)) q_i
+/// Σ_{j≤i} k_jᵀ v_j
+void norm_attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, NormFunction f,
+                    const Tensor& n, const Tensor& offset, double scale, Tensor& out, Tensor& log_eta);
+void norm_attention_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, NormFunction f,
+                             const Tensor& n, const Tensor& offset, double scale, const Tensor& log_eta,
+                             const Tensor& dout, Tensor& dq, Tensor& dk, Tensor& dv, Tensor& dn,
+                             Tensor& doffset);
 
 // --- scans and long convolutions (kernels/{diagonal_scan,selective_scan,s4_kernel,fft_convolution,…}.cu)
 // Complex rows are [re, im]: 2N numbers. Outputs of backward kernels may be undefined (not wanted) unless

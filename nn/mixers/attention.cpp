@@ -121,8 +121,8 @@ class LinearAttention final : public QkvAttention {
   const char* family() const override { return "lin-attention"; }
   Mixed mix(Forward&, const Terms& terms) const override {
     const AttentionTerms& t = own(terms);
-    const Var log_eta = attention_normaliser(t.q, t.k);
-    return {divide_by_eta(ssd(t.q, t.k, t.v, {}, {}), log_eta), log_eta.value()};
+    const Normalised out = linear_attention(t.q, t.k, t.v);
+    return {out.y, out.log_eta};
   }
   bool has_mix_with() const override { return true; }
   Var mix_with(Forward&, const Terms& terms, const EigenvalueMap& map) const override {
@@ -159,7 +159,7 @@ class NormAttention final : public Attention {
   }
   Mixed mix(Forward& forward, const Terms& terms) const override {
     const AttentionTerms& t = own(terms);
-    const NormScaled out = norm_scale(ssd(t.q, t.k, t.v, {}, {}), function(), t.n, forward(offset_), scale());
+    const Normalised out = norm_attention(t.q, t.k, t.v, function(), t.n, forward(offset_), scale());
     return {out.y, out.log_eta};
   }
   bool has_mix_with() const override { return true; }

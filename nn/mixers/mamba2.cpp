@@ -54,10 +54,6 @@ class Mamba2 : public Mixer {
     t.q = reshape(cut[2], {batch, time, 1, states_});
     t.dt = unary(Unary::softplus, add(parts[1], forward(dt_bias_)));
   }
-  Var skipped(Forward& forward, const Mamba2Terms& t, const Var& y) const {
-    return add(y, mul(t.v, reshape(forward(skip_), {heads_, 1})));
-  }
-
   int64_t width_, inner_, states_, heads_, steps_;
   Parameter *dt_bias_, *skip_;
   Linear in_, out_;
@@ -81,12 +77,12 @@ class Ssd final : public Mamba2 {
   }
   Mixed mix(Forward& forward, const Terms& terms) const override {
     const Mamba2Terms& t = own(terms);
-    return {skipped(forward, t, ssd(t.q, t.k, t.v, t.log_a, t.dt)), {}};
+    return {ssd(t.q, t.k, t.v, t.log_a, t.dt, forward(skip_)), {}};
   }
   bool has_mix_with() const override { return true; }
   Var mix_with(Forward& forward, const Terms& terms, const EigenvalueMap& map) const override {
     const Mamba2Terms& t = own(terms);
-    return skipped(forward, t, ssd(t.q, t.k, t.v, map({t.log_a, {}}).log_abs, t.dt));
+    return ssd(t.q, t.k, t.v, map({t.log_a, {}}).log_abs, t.dt, forward(skip_));
   }
   Realisation realise(const Terms& terms, const Mixed&) const override {
     const Mamba2Terms& t = own(terms);
@@ -116,12 +112,12 @@ class PseudoLti final : public Mamba2 {
   }
   Mixed mix(Forward& forward, const Terms& terms) const override {
     const Mamba2Terms& t = own(terms);
-    return {skipped(forward, t, ssd(t.q, t.k, t.v, t.log_a, {})), {}};
+    return {ssd(t.q, t.k, t.v, t.log_a, {}, forward(skip_)), {}};
   }
   bool has_mix_with() const override { return true; }
   Var mix_with(Forward& forward, const Terms& terms, const EigenvalueMap& map) const override {
     const Mamba2Terms& t = own(terms);
-    return skipped(forward, t, ssd(t.q, t.k, t.v, map({t.log_a, {}}).log_abs, {}));
+    return ssd(t.q, t.k, t.v, map({t.log_a, {}}).log_abs, {}, forward(skip_));
   }
   Realisation realise(const Terms& terms, const Mixed&) const override {
     const Mamba2Terms& t = own(terms);

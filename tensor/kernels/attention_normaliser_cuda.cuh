@@ -21,9 +21,18 @@ struct SumsOperands {
   PerStep<const T> eta, cotangent;  // backward
   PerStep<T> log_eta;               // forward
   T* sums;                          // [B, H, chunks, N]
+  // Or, instead of a cotangent of log η: the products dout_i·(η_i out_i), [parts, B, T, H], dout being the
+  // gradient of the output divided by η; rows are then added to what `to` holds.
+  const double* dots = nullptr;
+  int parts = 0;
+  int64_t part = 0;
 
   __device__ __forceinline__ T deta(int64_t b, int64_t t, int64_t h) const {
-    return cotangent.at(b, t, h) * fast_exp(-eta.at(b, t, h));
+    const T inverse = fast_exp(-eta.at(b, t, h));
+    if (!dots) return cotangent.at(b, t, h) * inverse;
+    double sum = 0;
+    for (int k = 0; k < parts; ++k) sum += dots[k * part + (b * steps + t) * H + h];
+    return -static_cast<T>(sum) * inverse * inverse;
   }
 };
 
@@ -118,8 +127,10 @@ __global__ void running_sums_kernel(SumsOperands<T> s) {
         sum[m] += reverse ? factor * row[at] : row[at];
         if (result == SumsResult::log_eta)
           dots[r] += query[at] * sum[m];
-        else
-          to[at] = reverse ? sum[m] : factor * sum[m];
+        else {
+          const T value = reverse ? sum[m] : factor * sum[m];
+          to[at] = s.dots ? to[at] + value : value;
+        }
       }
     }
   }

@@ -1,51 +1,15 @@
 // The normaliser of norm attention, a function of the input alone: x = n + offset,
 //   log η = f(x),  out = s exp(−f(x)) y
 //   dy = s exp(−f(x)) dout,  dx = s g(x) (dout·y),  g(x) = −f′(x) exp(−f(x)),  doffset = Σ_{b,t} dx
-// g is one expression in each case: f′ alone may be infinite where exp(−f) is 0.
-#include <limits>
-
 #include "tensor/dispatch.h"
 #include "tensor/heads.h"
 #include "tensor/kernels.h"
+#include "tensor/kernels/norm_function.h"
 #include "tensor/kernels/row_scale.cuh"
 #include "tensor/math.h"
 
 namespace eigentrace::kernels {
 namespace {
-
-template <class T>
-ET_HD T value(NormFunction f, T x) {
-  switch (f) {
-    case NormFunction::exp: {
-      const T y = fast_exp(x);
-      return y > std::numeric_limits<T>::max() ? std::numeric_limits<T>::max() : y;
-    }
-    case NormFunction::elu:
-      return x > 0 ? x : static_cast<T>(std::expm1(x));
-    case NormFunction::softplus:
-      return softplus(x);
-    case NormFunction::sigmoid:
-      return sigmoid(x);
-  }
-  return 0;
-}
-
-/// −f′(x) exp(−f(x))
-template <class T>
-ET_HD T slope(NormFunction f, T x) {
-  const T log_eta = value(f, x);
-  switch (f) {
-    case NormFunction::exp:
-      return -fast_exp(x - log_eta);
-    case NormFunction::elu:
-      return -fast_exp((x > 0 ? T(0) : x) - log_eta);
-    case NormFunction::softplus:
-      return -sigmoid(x) * fast_exp(-log_eta);
-    case NormFunction::sigmoid:
-      return -log_eta * sigmoid(-x) * fast_exp(-log_eta);
-  }
-  return 0;
-}
 
 template <class T>
 struct NormScale {
@@ -75,7 +39,8 @@ struct NormScale {
     parallel_rows(B * steps, [&](int64_t bt) {
       const int64_t b = bt / steps, t = bt % steps;
       for (int64_t h = 0; h < H; ++h) {
-        const T own = value(f, x(b, t, h)), factor = scale * fast_exp(-own), *row = from.rows(b, h, t).data;
+        const T own = normaliser_value(f, x(b, t, h)), factor = scale * fast_exp(-own),
+                *row = from.rows(b, h, t).data;
         T* out = to.rows(b, h, t).data;
         if (log_eta) log_eta->at(b, t, h) = own;
 #pragma omp simd
@@ -93,7 +58,7 @@ struct NormScale {
         T sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int64_t p = 0; p < P; ++p) sum += a[p] * c[p];
-        dx[bt * H + h] = scale * slope(f, x(b, t, h)) * sum;
+        dx[bt * H + h] = scale * normaliser_slope(f, x(b, t, h)) * sum;
       }
     });
   }
@@ -111,32 +76,18 @@ struct NormScaleRows {
   ET_HD T x(int64_t b, int64_t t, int64_t h) const {
     return n.at(b, t, h) + (offset.data ? offset.at(b, t, h) : T(0));
   }
-  ET_HD T factor(int64_t b, int64_t t, int64_t h) const { return scale * fast_exp(-value(f, x(b, t, h))); }
+  ET_HD T factor(int64_t b, int64_t t, int64_t h) const {
+    return scale * fast_exp(-normaliser_value(f, x(b, t, h)));
+  }
   ET_HD void dot(int64_t b, int64_t t, int64_t h, T sum) const {
-    const T result = scale * slope(f, x(b, t, h)) * sum;
+    const T result = scale * normaliser_slope(f, x(b, t, h)) * sum;
     if (dn.data) dn.at(b, t, h) = result;
     if (dx.data) dx.at(b, t, h) = result;
   }
   ET_HD void row(int64_t b, int64_t t, int64_t h) const {
-    if (log_eta.data) log_eta.at(b, t, h) = value(f, x(b, t, h));
+    if (log_eta.data) log_eta.at(b, t, h) = normaliser_value(f, x(b, t, h));
   }
 };
-
-/// to[h] = Σ_r x[r, h] in double; a block a head.
-template <class T>
-__global__ void head_sums_kernel(const T* x, int64_t rows, int64_t heads, PerStep<T> to) {
-  auto* sums = dynamic_shared<double>();
-  const int64_t h = blockIdx.x;
-  const int i = static_cast<int>(threadIdx.x);
-  double sum = 0;
-  for (int64_t r = i; r < rows; r += blockDim.x) sum += static_cast<double>(x[r * heads + h]);
-  sums[i] = sum;
-  for (int d = static_cast<int>(blockDim.x) / 2; d > 0; d /= 2) {
-    __syncthreads();
-    if (i < d) sums[i] += sums[i + d];
-  }
-  if (i == 0) to.at(0, 0, h) = static_cast<T>(sums[0]);
-}
 #endif
 
 void check(const char* what, const Tensor& y, const Tensor& n, const Tensor& offset, const Tensor& out) {

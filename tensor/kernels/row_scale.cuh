@@ -78,6 +78,22 @@ void row_scale(const Context& ctx, int64_t B, int64_t steps, int64_t H, int64_t 
     launch(ctx, row_scale_kernel<T, 1, F>, blocks, 256, 0, s, f);
 }
 
+/// to[h] = Σ_r x[r, h] in double; a block a head.
+template <class T>
+__global__ void head_sums_kernel(const T* x, int64_t rows, int64_t heads, PerStep<T> to) {
+  auto* sums = dynamic_shared<double>();
+  const int64_t h = blockIdx.x;
+  const int i = static_cast<int>(threadIdx.x);
+  double sum = 0;
+  for (int64_t r = i; r < rows; r += blockDim.x) sum += static_cast<double>(x[r * heads + h]);
+  sums[i] = sum;
+  for (int d = static_cast<int>(blockDim.x) / 2; d > 0; d /= 2) {
+    __syncthreads();
+    if (i < d) sums[i] += sums[i + d];
+  }
+  if (i == 0) to.at(0, 0, h) = static_cast<T>(sums[0]);
+}
+
 }  // namespace
 }  // namespace eigentrace::kernels
 #endif

@@ -328,13 +328,21 @@ void check(const char* what, const Tensor& q, const Tensor& k, const Tensor& v, 
          (log_a.defined() ? ", " + to_string(log_a) : "") + (w.defined() ? ", " + to_string(w) : ""));
 }
 
+void check_skip(const Context& ctx, const Tensor& q, const Tensor& v, const Tensor& skip) {
+  if (!attention_is_fused(ctx, q.dtype(), q.dim(3), v.dim(3)))
+    fail("ssd_skip: float32 on CUDA with N, P up to 128 expected, found " + to_string(q) + ", " +
+         to_string(v) + "; use ssd and add the skip");
+  if (!(skip.shape() == Shape{v.dim(2)}) || skip.dtype() != v.dtype())
+    fail("ssd_skip: skip [H] of the operands' type expected, found " + to_string(skip));
+}
+
 }  // namespace
 
 void ssd(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_a,
          const Tensor& w, Tensor& y) {
   check("ssd", q, k, v, log_a, w, y);
 #ifdef EIGENTRACE_WITH_CUDA
-  if (ctx.device().is_cuda()) return run_cuda(ctx, q, k, v, log_a, w, y, {}, {}, {}, {}, {}, {});
+  if (ctx.device().is_cuda()) return run_cuda(ctx, {q, k, v, log_a, w, y, {}, {}, {}, {}, {}, {}});
 #endif
   require_cpu(ctx, "ssd");
   const SsdSizes size(q, v);
@@ -365,7 +373,7 @@ void ssd_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& 
   check("ssd_backward", dq.defined() ? dq : q, dk.defined() ? dk : k, dv.defined() ? dv : v,
         dlog_a.defined() ? dlog_a : log_a, dw.defined() ? dw : w, dy);
 #ifdef EIGENTRACE_WITH_CUDA
-  if (ctx.device().is_cuda()) return run_cuda(ctx, q, k, v, log_a, w, {}, dy, dq, dk, dv, dlog_a, dw);
+  if (ctx.device().is_cuda()) return run_cuda(ctx, {q, k, v, log_a, w, {}, dy, dq, dk, dv, dlog_a, dw});
 #endif
   require_cpu(ctx, "ssd_backward");
   const SsdSizes size(q, v);
@@ -417,6 +425,41 @@ void ssd_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& 
         to.at(0, 0, h) = static_cast<T>(sum);
       });
   });
+}
+
+bool attention_is_fused(const Context& ctx, DType dtype, int64_t N, int64_t P) {
+#ifdef EIGENTRACE_WITH_CUDA
+  return ctx.device().is_cuda() && ssd_is_fast(dtype, N, P);
+#else
+  return (void)ctx, (void)dtype, (void)N, (void)P, false;
+#endif
+}
+
+void ssd_skip(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_a,
+              const Tensor& w, const Tensor& skip, Tensor& y) {
+  check("ssd_skip", q, k, v, log_a, w, y);
+  check_skip(ctx, q, v, skip);
+#ifdef EIGENTRACE_WITH_CUDA
+  if (y.numel() == 0) return;
+  WalkExtras extras;
+  extras.skip = PerStep<const float>(skip);
+  run_fast(ctx, {q, k, v, log_a, w, y, {}, {}, {}, {}, {}, {}}, extras, false, [](const RowDots&) {});
+#endif
+}
+
+void ssd_skip_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_a,
+                       const Tensor& w, const Tensor& skip, const Tensor& dy, Tensor& dq, Tensor& dk,
+                       Tensor& dv, Tensor& dlog_a, Tensor& dw, Tensor& dskip) {
+  check("ssd_skip_backward", dq.defined() ? dq : q, dk.defined() ? dk : k, dv.defined() ? dv : v,
+        dlog_a.defined() ? dlog_a : log_a, dw.defined() ? dw : w, dy);
+  check_skip(ctx, q, v, dskip.defined() ? dskip : skip);
+#ifdef EIGENTRACE_WITH_CUDA
+  if (dy.numel() == 0) return;
+  WalkExtras extras;
+  extras.skip = PerStep<const float>(skip), extras.dskip = PerStep<float>(dskip);
+  run_fast(ctx, {q, k, v, log_a, w, {}, dy, dq, dk, dv, dlog_a, dw}, extras, dskip.defined(),
+           [](const RowDots&) {});
+#endif
 }
 
 }  // namespace eigentrace::kernels

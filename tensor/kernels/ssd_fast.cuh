@@ -3,7 +3,7 @@
 // they are cut, and what puts their partial sums together.
 #ifdef EIGENTRACE_WITH_CUDA
 #include "tensor/kernels/row_scale.cuh"
-#include "tensor/kernels/ssd_walk.cuh"
+#include "tensor/kernels/ssd_walk.h"
 
 namespace eigentrace::kernels {
 namespace {
@@ -113,6 +113,21 @@ __global__ void ssd_sum_heads_kernel(const float* from, Heads<float> to, int64_t
   to.row(bt / steps, g, bt % steps)[n] = sum;
 }
 
+/// to[h] = Σ_{b, e} sums[b, h, e]; a block a head.
+__global__ void ssd_block_sums_kernel(const double* from, int batch, int heads, int each, PerStep<float> to) {
+  double* sums = dynamic_shared<double>();
+  const int h = static_cast<int>(blockIdx.x), i = static_cast<int>(threadIdx.x);
+  double sum = 0;
+  for (int e = i; e < batch * each; e += static_cast<int>(blockDim.x))
+    sum += from[(int64_t{e / each} * heads + h) * each + e % each];
+  sums[i] = sum;
+  for (int d = static_cast<int>(blockDim.x) / 2; d > 0; d /= 2) {
+    __syncthreads();
+    if (i < d) sums[i] += sums[i + d];
+  }
+  if (i == 0) to.at(0, 0, h) = static_cast<float>(sums[0]);
+}
+
 /// How a pass is cut: functions of its shape (and of how much shared memory a block may have).
 struct WalkPlan {
   int slice, slices, stages;
@@ -156,22 +171,28 @@ inline int walk_segment(int64_t sequences, int64_t chunks) {
   return static_cast<int>(std::min(chunks, std::max<int64_t>(2, (chunks * sequences + 511) / 512)));
 }
 
-template <Precision precision>
-void launch_walk(const Context& ctx, const Walk& s, const WalkPlan& plan, dim3 grid) {
-  const auto start = [&](auto kernel) { launch(ctx, kernel, grid, walk_threads, plan.shared, s); };
-  if (plan.slice == 16)
-    start(ssd_walk_kernel<precision, 1>);
-  else if (plan.slice == 32)
-    start(ssd_walk_kernel<precision, 2>);
-  else if (plan.slice == 64)
-    start(ssd_walk_kernel<precision, 4>);
-  else
-    start(ssd_walk_kernel<precision, 8>);
-}
-
 /// What a fast pass needs besides its operands, asked of the context before it starts.
 struct WalkRoom {
   Tensor states, decays, sums, dq, dk;  // dq, dk: of each head where heads share q and k
+};
+
+/// What is fused into a pass.
+struct WalkExtras {
+  StepFactor output;            // y_i is multiplied by it (an attention normaliser)
+  bool wants_row_dots = false;  // the products dout_i·y_i before that factor, for the normaliser's gradient
+  PerStep<const float> skip;    // y_i += skip v_i, [H]
+  PerStep<float> dskip;
+};
+/// Σ over `parts` of [B, T, H] numbers each.
+struct RowDots {
+  const double* sums;
+  int parts;
+  int64_t part;
+  ET_HD double at(int64_t row) const {
+    double sum = 0;
+    for (int k = 0; k < parts; ++k) sum += sums[k * part + row];
+    return sum;
+  }
 };
 
 /// One or two walks of the same widths.
@@ -191,13 +212,13 @@ inline void run_walks(const Context& ctx, Walk s, int roles, const WalkRoom& roo
   const auto walk = [&] {
     switch (ctx.precision) {
       case Precision::fp32:
-        return launch_walk<Precision::fp32>(ctx, s, plan, grid);
+        return launch_walk<Precision::fp32>(ctx, s, plan.slice, plan.shared, grid);
       case Precision::tf32:
-        return launch_walk<Precision::tf32>(ctx, s, plan, grid);
+        return launch_walk<Precision::tf32>(ctx, s, plan.slice, plan.shared, grid);
       case Precision::tf32x3:
-        return launch_walk<Precision::tf32x3>(ctx, s, plan, grid);
+        return launch_walk<Precision::tf32x3>(ctx, s, plan.slice, plan.shared, grid);
       case Precision::bf16:
-        return launch_walk<Precision::bf16>(ctx, s, plan, grid);
+        return launch_walk<Precision::bf16>(ctx, s, plan.slice, plan.shared, grid);
     }
   };
   if (s.segments > 1) {
@@ -234,10 +255,12 @@ inline WalkRole walk_role(const Heads<float>& x, int x_heads, const Heads<float>
   return role;
 }
 
-inline void ssd_fast(const Context& ctx, const SsdOperands<float>& s, const WalkRoom& room) {
+inline void ssd_fast(const Context& ctx, const SsdOperands<float>& s, const WalkRoom& room,
+                     const WalkExtras& extras = {}) {
   Walk walk = walk_of(s, s.N, s.P);
   walk.roles[0] = walk_role(s.q, s.G, s.k, s.G, s.v, s.H, s.y, s.H);
   walk.roles[0].source.from = s.w;
+  walk.roles[0].target = extras.output, walk.roles[0].skip = extras.skip;
   run_walks(ctx, walk, 1, room);
 }
 
@@ -245,20 +268,28 @@ inline void ssd_fast(const Context& ctx, const SsdOperands<float>& s, const Walk
 struct WalkNeeds {
   int64_t states, decays, sums, shared_heads;
 };
-inline WalkNeeds walk_needs(int64_t B, int64_t T, int64_t G, int64_t H, int64_t N, int64_t P, bool backward,
-                            bool dlog_a, bool dw) {
+struct WalkWants {
+  bool backward = false, dlog_a = false, dw = false, row_dots = false, dskip = false;
+};
+inline WalkNeeds walk_needs(int64_t B, int64_t T, int64_t G, int64_t H, int64_t N, int64_t P,
+                            const WalkWants& wants) {
   const int64_t chunks = (T + ssd_chunk - 1) / ssd_chunk, sequences = B * H;
   const int64_t segment = walk_segment(sequences, chunks), segments = (chunks + segment - 1) / segment;
   const int64_t blocks = sequences * segments;
   const auto parts = [&](int64_t inner, int64_t outer) {
     return int64_t{walk_plan(blocks, 1, static_cast<int>(inner), static_cast<int>(outer)).slices};
   };
-  return {segments > 1 ? blocks * N * P * (backward ? 2 : 1) : 0, segments > 1 ? blocks : 0,
-          B * T * H * ((dlog_a ? 8 * parts(P, N) : 0) + (dw ? 2 * parts(N, P) : 0)),
-          backward && G < H ? B * T * H * N : 0};
+  const int64_t per_step = (wants.dlog_a     ? 8 * parts(P, N)
+                            : wants.row_dots ? 2 * parts(P, N)
+                                             : 0) +
+                           (wants.dw ? 2 * parts(N, P) : 0);
+  return {segments > 1 ? blocks * N * P * (wants.backward ? 2 : 1) : 0, segments > 1 ? blocks : 0,
+          B * T * H * per_step + (wants.dskip ? blocks * parts(N, P) * (walk_threads / 32) : 0),
+          wants.backward && G < H ? B * T * H * N : 0};
 }
 
-inline void ssd_backward_fast(const Context& ctx, const SsdOperands<float>& s, const WalkRoom& room) {
+inline RowDots ssd_backward_fast(const Context& ctx, const SsdOperands<float>& s, const WalkRoom& room,
+                                 const WalkExtras& extras = {}) {
   const bool flows = s.dlog_a.data, shared = s.G < s.H;
   const int64_t part = int64_t{s.B} * s.T_ * s.H;
   double* sums = room.sums.numel() ? room.sums.data<double>() : nullptr;
@@ -266,6 +297,7 @@ inline void ssd_backward_fast(const Context& ctx, const SsdOperands<float>& s, c
                         s.H,     s.chunks, s.log_a, s.w,     s.dlog_a, s.dw, s.flow};
   Walk walk = walk_of(s, s.P, s.N);
   int roles = 0;
+  RowDots row_dots{nullptr, 0, part};
   const auto buffer = [&](const Tensor& t) {
     return Heads<float>{t.data<float>(), int64_t{s.T_} * s.H * s.N, int64_t{s.H} * s.N, s.N};
   };
@@ -275,10 +307,16 @@ inline void ssd_backward_fast(const Context& ctx, const SsdOperands<float>& s, c
     assembly.starts = sums + 4 * slices * part;
     assembly.slices = slices, sums += 8 * slices * part;
   }
-  if (s.dq.data || flows) {
+  if (s.dq.data || flows || extras.wants_row_dots) {
     WalkRole& role = walk.roles[roles++];
     role = walk_role(s.dy, s.H, s.v, s.H, s.k, s.G, shared && s.dq.data ? buffer(room.dq) : s.dq, s.H);
-    role.source.from = s.w;
+    role.source.from = s.w, role.target = extras.output;
+    if (extras.wants_row_dots) {
+      row_dots.sums = sums,
+      row_dots.parts = 2 * walk_plan(int64_t{s.B} * s.H * walk.segments, 2, s.P, s.N).slices;
+      role.dots = WalkDots::all, role.dotted = s.q, role.dotted_heads = s.G, role.sums = sums;
+      sums += row_dots.parts * part;
+    }
     if (flows) {
       role.dots = WalkDots::state_part, role.flow = true, role.dotted = s.q, role.dotted_heads = s.G;
       role.sums = const_cast<double*>(assembly.ends), role.starts = const_cast<double*>(assembly.starts);
@@ -287,7 +325,7 @@ inline void ssd_backward_fast(const Context& ctx, const SsdOperands<float>& s, c
   if (s.dk.data || flows) {
     WalkRole& role = walk.roles[roles++];
     role = walk_role(s.v, s.H, s.dy, s.H, s.q, s.G, shared && s.dk.data ? buffer(room.dk) : s.dk, s.H);
-    role.target.from = s.w, role.reverse = true;
+    role.target.from = s.w, role.source = extras.output, role.reverse = true;
     if (flows) {
       role.dots = WalkDots::state_part, role.dotted = s.k, role.dotted_heads = s.G;
       role.sums = const_cast<double*>(assembly.passed_on);
@@ -303,17 +341,24 @@ inline void ssd_backward_fast(const Context& ctx, const SsdOperands<float>& s, c
     };
     sum(room.dq, s.dq), sum(room.dk, s.dk);
   }
-  if (s.dv.data || s.dw.data) {
+  if (s.dv.data || s.dw.data || extras.dskip.data) {
     Walk values = walk_of(s, s.N, s.P);
     WalkRole& role = values.roles[0];
     role = walk_role(s.k, s.G, s.q, s.G, s.dy, s.H, s.dv, s.H);
-    role.target.from = s.w, role.reverse = true;
+    role.target.from = s.w, role.source = extras.output, role.skip = extras.skip, role.reverse = true;
+    if (s.dw.data || extras.dskip.data) role.dotted = s.v, role.dotted_heads = s.H;
+    const int64_t blocks = int64_t{s.B} * s.H * values.segments;
+    const int slices = walk_plan(blocks, 1, s.N, s.P).slices;
     if (s.dw.data) {
-      role.dots = WalkDots::all, role.dotted = s.v, role.dotted_heads = s.H, role.sums = sums;
+      role.dots = WalkDots::all, role.sums = sums;
       assembly.dw_sums = sums;
-      assembly.dw_parts = 2 * walk_plan(int64_t{s.B} * s.H * values.segments, 1, s.N, s.P).slices;
+      assembly.dw_parts = 2 * slices, sums += 2 * slices * part;
     }
+    if (extras.dskip.data) role.skip_sums = sums;
     run_walks(ctx, values, 1, room);
+    if (extras.dskip.data)
+      launch(ctx, ssd_block_sums_kernel, static_cast<unsigned>(s.H), 256, 256 * sizeof(double), sums, s.B,
+             s.H, values.segments * slices * (walk_threads / 32), extras.dskip);
   }
   if (flows || s.dw.data)
     launch(ctx, ssd_flow_assembly_kernel, static_cast<unsigned>(s.B * s.H), 256,
@@ -321,6 +366,7 @@ inline void ssd_backward_fast(const Context& ctx, const SsdOperands<float>& s, c
   if (s.flow)
     launch(ctx, ssd_flow_per_head_kernel<float>, static_cast<unsigned>(s.H), 256, 256 * sizeof(double),
            s.flow, int64_t{s.B} * s.T_, s.H, s.dlog_a);
+  return row_dots;
 }
 
 }  // namespace

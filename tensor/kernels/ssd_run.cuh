@@ -1,5 +1,5 @@
 #pragma once
-// The CUDA side of ssd and ssd_backward: which kernels, and the memory they need.
+// The CUDA side of ssd and of what is fused with it: which kernels, and the memory they need.
 #ifdef EIGENTRACE_WITH_CUDA
 #include "tensor/kernels/ssd_fast.cuh"
 #include "tensor/kernels/ssd_general.cuh"
@@ -7,57 +7,77 @@
 namespace eigentrace::kernels {
 namespace {
 
+/// Operands of a pass and, in the backward pass (dy defined), gradients, some of them undefined.
+struct SsdTensors {
+  Tensor q, k, v, log_a, w, y, dy, dq, dk, dv, dlog_a, dw;
+};
+
 template <class T>
-Heads<T> heads_or_none(const Tensor& x, const char* what) {
-  return x.defined() ? heads_of<T>(x, what) : Heads<T>{};
+SsdOperands<T> ssd_operands(const SsdTensors& x, const Tensor& states, const Tensor& later,
+                            const Tensor& decays, const Tensor& flow) {
+  const auto heads = [](const Tensor& t, const char* what) {
+    return t.defined() ? heads_of<T>(t, what) : Heads<T>{};
+  };
+  return {static_cast<int>(x.q.dim(0)),
+          static_cast<int>(x.q.dim(1)),
+          static_cast<int>(x.q.dim(2)),
+          static_cast<int>(x.v.dim(2)),
+          static_cast<int>(x.q.dim(3)),
+          static_cast<int>(x.v.dim(3)),
+          static_cast<int>((x.q.dim(1) + ssd_chunk - 1) / ssd_chunk),
+          heads(x.q, "ssd: q"),
+          heads(x.k, "ssd: k"),
+          heads(x.v, "ssd: v"),
+          heads(x.y, "ssd: y"),
+          heads(x.dy, "ssd_backward: dy"),
+          heads(x.dq, "ssd_backward: dq"),
+          heads(x.dk, "ssd_backward: dk"),
+          heads(x.dv, "ssd_backward: dv"),
+          PerStep<const T>(x.log_a),
+          PerStep<const T>(x.w),
+          PerStep<T>(x.dw),
+          PerStep<T>(x.dlog_a),
+          states.data<T>(),
+          later.data<T>(),
+          decays.data<T>(),
+          flow.numel() > 0 ? flow.data<double>() : nullptr};
 }
 
-/// Forward (dy undefined) or backward on CUDA. y, or the gradients, some of them undefined.
-void run_cuda(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_a,
-              const Tensor& w, const Tensor& y, const Tensor& dy, const Tensor& dq, const Tensor& dk,
-              const Tensor& dv, const Tensor& dlog_a, const Tensor& dw) {
-  const int64_t B = q.dim(0), T = q.dim(1), H = v.dim(2), N = q.dim(3), P = v.dim(3);
-  if (v.numel() == 0 || N == 0) return;
-  const int64_t chunks = (T + ssd_chunk - 1) / ssd_chunk;
-  const bool fast = ssd_is_fast(q.dtype(), N, P), backward = dy.defined();
-  const WalkNeeds needs = walk_needs(B, T, q.dim(2), H, N, P, backward, dlog_a.defined(), dw.defined());
-  const int64_t all = B * H * chunks * N * P;
-  const Tensor states = ctx.empty({fast ? needs.states : all}, q.dtype()),
-               later = ctx.empty({!fast && backward ? all : 0}, q.dtype()),
-               decays = ctx.empty({fast ? needs.decays : B * H * chunks}, q.dtype()),
-               sums = ctx.empty({fast ? needs.sums : 0}, DType::f64),
-               head_dq = ctx.empty({fast && dq.defined() ? needs.shared_heads : 0}, q.dtype()),
-               head_dk = ctx.empty({fast && dk.defined() ? needs.shared_heads : 0}, q.dtype()),
-               flow = ctx.empty({dlog_a.defined() && dlog_a.rank() == 1 ? B * T * H : 0}, DType::f64);
-  dispatch_floating(ctx, "ssd", q.dtype(), [&]<class E>() {
-    const SsdOperands<E> s{static_cast<int>(B),
-                           static_cast<int>(T),
-                           static_cast<int>(q.dim(2)),
-                           static_cast<int>(H),
-                           static_cast<int>(N),
-                           static_cast<int>(P),
-                           static_cast<int>(chunks),
-                           heads_of<E>(q, "ssd: q"),
-                           heads_of<E>(k, "ssd: k"),
-                           heads_of<E>(v, "ssd: v"),
-                           heads_or_none<E>(y, "ssd: y"),
-                           heads_or_none<E>(dy, "ssd_backward: dy"),
-                           heads_or_none<E>(dq, "ssd_backward: dq"),
-                           heads_or_none<E>(dk, "ssd_backward: dk"),
-                           heads_or_none<E>(dv, "ssd_backward: dv"),
-                           PerStep<const E>(log_a),
-                           PerStep<const E>(w),
-                           PerStep<E>(dw),
-                           PerStep<E>(dlog_a),
-                           states.data<E>(),
-                           later.data<E>(),
-                           decays.data<E>(),
-                           flow.numel() > 0 ? flow.data<double>() : nullptr};
-    if constexpr (std::is_same_v<E, float>)
-      if (fast) {
-        const WalkRoom room{states, decays, sums, head_dq, head_dk};
-        return backward ? ssd_backward_fast(ctx, s, room) : ssd_fast(ctx, s, room);
-      }
+/// The fast pass; its memory is held until `after(row dots)` has been started. Nothing in a dry run but the
+/// memory.
+template <class After>
+void run_fast(Context& ctx, const SsdTensors& x, const WalkExtras& extras, bool wants_dskip,
+              const After& after) {
+  const int64_t B = x.q.dim(0), T = x.q.dim(1), G = x.q.dim(2), H = x.v.dim(2), N = x.q.dim(3),
+                P = x.v.dim(3);
+  const WalkWants wants{x.dy.defined(), x.dlog_a.defined(), x.dw.defined(), extras.wants_row_dots,
+                        wants_dskip};
+  const WalkNeeds needs = walk_needs(B, T, G, H, N, P, wants);
+  const WalkRoom room{ctx.empty({needs.states}, DType::f32), ctx.empty({needs.decays}, DType::f32),
+                      ctx.empty({needs.sums}, DType::f64),
+                      ctx.empty({x.dq.defined() ? needs.shared_heads : 0}, DType::f32),
+                      ctx.empty({x.dk.defined() ? needs.shared_heads : 0}, DType::f32)};
+  const Tensor none = ctx.empty({0}, DType::f32),
+               flow = ctx.empty({x.dlog_a.defined() && x.dlog_a.rank() == 1 ? B * T * H : 0}, DType::f64);
+  if (ctx.dry()) return;
+  const SsdOperands<float> s = ssd_operands<float>(x, none, none, none, flow);
+  if (wants.backward)
+    after(ssd_backward_fast(ctx, s, room, extras));
+  else
+    ssd_fast(ctx, s, room, extras);
+}
+
+inline void run_cuda(Context& ctx, const SsdTensors& x) {
+  const int64_t B = x.q.dim(0), T = x.q.dim(1), H = x.v.dim(2), N = x.q.dim(3), P = x.v.dim(3);
+  if (x.v.numel() == 0 || N == 0) return;
+  if (ssd_is_fast(x.q.dtype(), N, P)) return run_fast(ctx, x, {}, false, [](const RowDots&) {});
+  const int64_t chunks = (T + ssd_chunk - 1) / ssd_chunk, all = B * H * chunks * N * P;
+  const bool backward = x.dy.defined();
+  const Tensor states = ctx.empty({all}, x.q.dtype()), later = ctx.empty({backward ? all : 0}, x.q.dtype()),
+               decays = ctx.empty({B * H * chunks}, x.q.dtype()),
+               flow = ctx.empty({x.dlog_a.defined() && x.dlog_a.rank() == 1 ? B * T * H : 0}, DType::f64);
+  dispatch_floating(ctx, "ssd", x.q.dtype(), [&]<class E>() {
+    const SsdOperands<E> s = ssd_operands<E>(x, states, later, decays, flow);
     if (backward)
       ssd_backward_general(ctx, s);
     else

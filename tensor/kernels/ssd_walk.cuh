@@ -1,74 +1,11 @@
 #pragma once
-// The recurrence of ssd.cu in float32 with N, P ≤ 128: one kernel for the outputs and for every gradient.
-//
-// Forward in time (j ≤ i) or in reverse (j ≥ i), with x, y of `inner` columns and z of `outer`:
-//   out_i = c_i Σ_j D_ij b_j (x_i·y_j) z_j
-// gives   y: x = q, y = k, z = v, b = w;                 dq: x = dy, y = v, z = k, b = w;
-//        dk: x = v, y = dy, z = q, c = w, in reverse;    dv: x = k, y = q, z = dy, c = w, in reverse
-// (attention's normalisers add a factor of their own to steps of y or dy). A block walks the chunks of 64
-// steps of one sequence and head, for a slice of z's columns, with the state [inner, slice] in shared memory:
-//   M = D b ∘ (X Yᵀ),  out = c (M Z + d X S),  S ← exp(A_end) S + Yᵀ (e Z)
-// so that every operand is read once a slice and no state goes to memory. Where sequences are too few to fill
-// the GPU, time is cut into segments whose own states come first, from the same kernel, and are summed up by
-// ssd_prefix_kernel.
-//
-// Bytes (float32, each operand once) and products a layer, forward + backward, at 4.2 TB/s and 4.3 KFMA/ns:
-//   MQAR   64 sequences, N = P = 128:    67 + 201 MB = 64 µs;  2.0 + 6.0 GFMA in 2 slices of 64
-//   CIFAR  200 sequences, N 16, P 128:   236 + 708 MB = 225 µs;  2.2 + 6.6 GFMA
-//   CIFAR  mamba2, N = 64 shared by 4:   236 + 900 MB = 270 µs;  4.6 + 15 GFMA
-//   IMDB   24 sequences, T 4096, N 16, P 32:  38 + 113 MB = 36 µs, segments of 4 chunks
-// Shared memory is what products wait for: 2.3 to 3 loads of 128 bytes a product of 16×8×8. Two blocks an SM
-// hide each other's loads.
-//
-// The gradient of log a. E_ij = D_ij w_j (q_i·k_j) (dy_i·v_j) is made once, in dq's walk, and its sums over
-// rows and over columns leave out i = j and agree to the last digit of a double. What passes between chunks
-// is q_i·(dq_i's part from the state) and k_j·(dk_j's); ssd_flow_assembly_kernel puts them together.
+// The kernel that ssd_walk.h describes.
 #ifdef EIGENTRACE_WITH_CUDA
-#include "tensor/kernels/ssd_cuda.cuh"
 #include "tensor/kernels/ssd_fragments.cuh"
+#include "tensor/kernels/ssd_walk.h"
 
 namespace eigentrace::kernels {
 namespace {
-
-constexpr int walk_threads = 256, walk_most_width = 128;
-
-/// A number a step: absent (1), what is stored, or scale · exp(−what is stored).
-struct StepFactor {
-  PerStep<const float> from;
-  float scale = 1;
-  bool negated_log = false;
-
-  __device__ __forceinline__ float at(int64_t b, int64_t t, int64_t h) const {
-    if (!from.data) return 1;
-    const float x = from.at(b, t, h);
-    return negated_log ? scale * expf(-x) : x;
-  }
-};
-
-/// What a walk sums besides its outputs: products of rows with `dotted`, in double, a partial sum a slice and
-/// half of its columns.
-enum class WalkDots : unsigned char { none, state_part, all };
-
-struct WalkRole {
-  Heads<float> x, y, z, dotted;
-  Heads<float> out;  // no data: not wanted
-  int x_heads, y_heads, z_heads, dotted_heads, out_heads;
-  StepFactor target, source;  // c, b
-  bool reverse;
-  WalkDots dots;
-  bool flow;       // also E's sums: rows are added to `sums`, columns go to `starts`; dotted: q, z: k
-  double* sums;    // [2 slices, B, T, H]
-  double* starts;  // [4 slices, B, T, H], row tile r holds columns before 16 (r + 1) of each chunk
-  float* states;   // [B H, segments, inner, outer]
-};
-
-struct Walk {
-  WalkRole roles[2];
-  PerStep<const float> log_a;
-  float* decays;  // [B H, segments]
-  int B, steps, H, inner, outer, inner_room, chunks, segment, segments, stages;
-  bool states_only, aligned;
-};
 
 /// Copies rows of one chunk to shared memory, zeros after the last row and column.
 __device__ __forceinline__ void stage_rows(float* to, int ld, const float* from, int64_t stride, int n,
@@ -98,11 +35,6 @@ __device__ __forceinline__ double sum_over_rows(double x) {
   x += __shfl_xor_sync(0xFFFFFFFFu, x, 8);
   return x + __shfl_xor_sync(0xFFFFFFFFu, x, 16);
 }
-
-struct WalkShared {
-  double sum[ssd_chunk];                      // A_i
-  float source[ssd_chunk], carry[ssd_chunk];  // b_j, b_j times the decay from step j to the state
-};
 
 /// Factors of a chunk, by the first warp.
 __device__ __forceinline__ float load_walk_factors(WalkShared& f, const Walk& s, const WalkRole& role, int b,
@@ -229,6 +161,7 @@ __global__ void __launch_bounds__(walk_threads, 2) ssd_walk_kernel(const __grid_
     }
   }
   float total_decay = 1;
+  double skipped = 0;
   for (int step = 0; step < last - first; ++step) {
     const int c = reverse ? last - 1 - step : first + step;
     const int64_t t0 = int64_t{c} * ssd_chunk;
@@ -274,9 +207,9 @@ __global__ void __launch_bounds__(walk_threads, 2) ssd_walk_kernel(const __grid_
 
       const int rows[2] = {row0 + lane.g, row0 + lane.g + 8};
       double dots[2] = {};
-      const bool dotted = role.dots != WalkDots::none;
+      const bool dotted = role.dots != WalkDots::none;  // uniform: shuffles follow
       const float* dotted_rows[2] = {};
-      if (dotted)
+      if (role.dotted.data)
 #pragma unroll
         for (int r = 0; r < 2; ++r)
           if (rows[r] < n) dotted_rows[r] = role.dotted.row(b, dotted_head, t0 + rows[r]) + o0;
@@ -387,6 +320,21 @@ __global__ void __launch_bounds__(walk_threads, 2) ssd_walk_kernel(const __grid_
           if (lane.t == 0 && rows[r] < n) sums[(t0 + rows[r]) * s.H + h] = sum;
         }
       }
+      const float skip = role.skip.data ? role.skip.at(0, 0, h) : 0.0f;
+      if (role.skip_sums)
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          if (!dotted_rows[r]) continue;
+          float sum = 0;
+#pragma unroll
+          for (int j = 0; j < tiles; ++j) {
+            const int column = half * (slice / 2) + 8 * j + 2 * lane.t;
+            const float2 own = two_at(z + rows[r] * z_ld + (column ^ lane.of_g));
+            if (column < width) sum += own.x * dotted_rows[r][column];
+            if (column + 1 < width) sum += own.y * dotted_rows[r][column + 1];
+          }
+          skipped += static_cast<double>(sum);
+        }
       if (role.out.data)
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
@@ -396,7 +344,11 @@ __global__ void __launch_bounds__(walk_threads, 2) ssd_walk_kernel(const __grid_
 #pragma unroll
           for (int j = 0; j < tiles; ++j) {
             const int column = half * (slice / 2) + 8 * j + 2 * lane.t;
-            const float2 value{factor * out[j][2 * r], factor * out[j][2 * r + 1]};
+            float2 value{factor * out[j][2 * r], factor * out[j][2 * r + 1]};
+            if (role.skip.data) {
+              const float2 own = two_at(z + rows[r] * z_ld + (column ^ lane.of_g));
+              value.x += skip * own.x, value.y += skip * own.y;
+            }
             if (s.aligned && column < width)
               *reinterpret_cast<float2*>(to + column) = value;
             else {
@@ -427,7 +379,13 @@ __global__ void __launch_bounds__(walk_threads, 2) ssd_walk_kernel(const __grid_
     __syncthreads();
     if (s.stages == 1 && more) issue(step + 1);
   }
-  if (!s.states_only) return;
+  if (!s.states_only) {
+    if (!role.skip_sums) return;
+    skipped = sum_over_rows(sum_over_columns(skipped));
+    const int64_t block = static_cast<int64_t>(blockIdx.x) * gridDim.y + blockIdx.y;
+    if (tid % 32 == 0) role.skip_sums[block * (walk_threads / 32) + warp] = skipped;
+    return;
+  }
   float* to = role.states + static_cast<int64_t>(blockIdx.x) * s.inner * s.outer + o0;
   for (int e = tid; e < s.inner * width; e += walk_threads) {
     const int row = e / width, column = e % width;
@@ -437,5 +395,19 @@ __global__ void __launch_bounds__(walk_threads, 2) ssd_walk_kernel(const __grid_
 }
 
 }  // namespace
+
+template <Precision precision>
+void launch_walk(const Context& ctx, const Walk& s, int slice, size_t shared, dim3 grid) {
+  const auto start = [&](auto kernel) { launch(ctx, kernel, grid, walk_threads, shared, s); };
+  if (slice == 16)
+    start(ssd_walk_kernel<precision, 1>);
+  else if (slice == 32)
+    start(ssd_walk_kernel<precision, 2>);
+  else if (slice == 64)
+    start(ssd_walk_kernel<precision, 4>);
+  else
+    start(ssd_walk_kernel<precision, 8>);
+}
+
 }  // namespace eigentrace::kernels
 #endif

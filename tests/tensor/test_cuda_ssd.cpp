@@ -3,6 +3,7 @@
 
 #include <functional>
 
+#include "autograd/ops_attention.h"
 #include "tensor/kernels.h"
 #include "tests/op_checks.h"
 
@@ -272,6 +273,54 @@ TEST_CASE("cuda ssd: the normaliser over several chunks, and scaled rows, aligne
       CHECK(relative_difference(compute(gpu, DType::f64, gap), exact) < 1e-12);
       CHECK(relative_difference(compute(gpu, DType::f32, gap), exact) < 1e-5);
       CHECK(compute(gpu, DType::f32, gap) == compute(gpu, DType::f32, gap));
+    }
+  }
+}
+
+TEST_CASE("cuda ssd: normalisers and skips in one pass give what separate ops give") {
+  if (!gpu_here()) return;
+  const Device device = parse_device("cuda");
+  Context cpu = poisoned({}), gpu = poisoned(device);
+  using Vars = std::vector<Var>;
+  const auto compute = [](Context& ctx, const TestedFunction& f, const std::vector<Tensor>& inputs,
+                          DType dtype) {
+    Tape tape(ctx);
+    Vars leaves;
+    for (const Tensor& x : inputs) leaves.push_back(tape.leaf(x.clone(ctx.device(), dtype)));
+    const Vars y = f(tape, leaves);
+    const std::vector<Tensor> cotangents{random_tensor(y[0].shape(), 9).clone(ctx.device(), dtype)};
+    tape.backward(y, cotangents);
+    synchronise(ctx.device());
+    Results results{y[0].value().to_vector<double>()};
+    for (const Var& leaf : leaves) results.push_back(tape.gradient_of(leaf).to_vector<double>());
+    return results;
+  };
+  for (const Case& c : {Case{1, 150, 2, 2, 16, 32}, {1, 130, 1, 1, 128, 128}, {1, 65, 1, 1, 5, 100}}) {
+    const Tensor q = uniform_tensor({c.B, c.T, c.H, c.N}, 1, 0.1, 2),
+                 k = uniform_tensor(q.shape(), 2, 0.1, 2), v = random_tensor({c.B, c.T, c.H, c.P}, 3),
+                 n = random_tensor({c.B, c.T, c.H}, 4), per_head = random_tensor({c.H}, 5),
+                 log_a = uniform_tensor({c.B, c.T, c.H}, 6, -0.1, 0),
+                 w = uniform_tensor(log_a.shape(), 7, 0, 1);
+    const std::vector<std::pair<TestedFunction, std::vector<Tensor>>> functions = {
+        {[](Tape&, const Vars& x) { return Vars{linear_attention(x[0], x[1], x[2]).y}; }, {q, k, v}},
+        {[](Tape&, const Vars& x) {
+           return Vars{norm_attention(x[0], x[1], x[2], NormFunction::softplus, x[3], x[4], 0.3).y};
+         },
+         {q, k, v, n, per_head}},
+        {[](Tape&, const Vars& x) { return Vars{ssd(x[0], x[1], x[2], x[3], x[4], x[5])}; },
+         {q, k, v, log_a, w, per_head}}};
+    for (size_t f = 0; f < functions.size(); ++f) {
+      const auto& [function, inputs] = functions[f];
+      const Results exact = compute(cpu, function, inputs, DType::f64);
+      for (const Bound& bound : bounds) {
+        gpu.precision = bound.precision;
+        const Results found = compute(gpu, function, inputs, bound.dtype);
+        for (size_t r = 0; r < exact.size(); ++r) {
+          INFO("function ", f, " T ", c.T, " result ", r, " precision ", static_cast<int>(bound.precision));
+          CHECK(relative_difference({found[r]}, {exact[r]}) < 4 * bound.largest);
+        }
+        if (bound.precision == Precision::tf32) CHECK(compute(gpu, function, inputs, bound.dtype) == found);
+      }
     }
   }
 }
