@@ -10,18 +10,20 @@ namespace {
 /// Copies rows of one chunk to shared memory, zeros after the last row and column.
 __device__ __forceinline__ void stage_rows(float* to, int ld, const float* from, int64_t stride, int n,
                                            int width, int room, bool aligned) {
-  if (aligned) {
-    const int groups = room / 4;
-    for (int e = static_cast<int>(threadIdx.x); e < ssd_chunk * groups; e += walk_threads) {
-      const int row = e / groups, column = e % groups * 4;
-      const bool valid = row < n && column < width;
-      copy_async_16(to + swizzled(row, column, ld), valid ? from + row * stride + column : from, valid);
-    }
-  } else {
-    for (int e = static_cast<int>(threadIdx.x); e < ssd_chunk * room; e += walk_threads) {
-      const int row = e / room, column = e % room;
-      to[swizzled(row, column, ld)] = row < n && column < width ? from[row * stride + column] : 0.0f;
-    }
+  // One division, then rows in steps: the loop itself only adds.
+  const int width_of = aligned ? 4 : 1, across = room / width_of, step = walk_threads / across;
+  const int column = static_cast<int>(threadIdx.x) % across * width_of;
+  int row = static_cast<int>(threadIdx.x) / across;
+  if (row >= step) return;
+  const float* x = from + row * stride + column;
+  const bool inside = column < width;
+  for (; row < ssd_chunk; row += step, x += step * stride) {
+    const bool valid = inside && row < n;
+    float* at = to + swizzled(row, column, ld);
+    if (aligned)
+      copy_async_16(at, valid ? x : from, valid);
+    else
+      *at = valid ? *x : 0.0f;
   }
 }
 
@@ -134,8 +136,7 @@ __global__ void __launch_bounds__(walk_threads, 2) ssd_walk_kernel(const __grid_
   const int width = s.outer - o0 < slice ? s.outer - o0 : slice;
   const int first = piece * s.segment, last = first + s.segment < s.chunks ? first + s.segment : s.chunks;
   const bool reverse = role.reverse;
-  const int x_head = h * role.x_heads / s.H, y_head = h * role.y_heads / s.H, z_head = h * role.z_heads / s.H;
-  const int dotted_head = h * role.dotted_heads / s.H, out_head = h * role.out_heads / s.H;
+  const auto head_of = [&](int heads) { return heads == s.H ? h : h * heads / s.H; };
 
   const auto issue = [&](int step) {
     const int c = reverse ? last - 1 - step : first + step;
@@ -143,10 +144,12 @@ __global__ void __launch_bounds__(walk_threads, 2) ssd_walk_kernel(const __grid_
     const int n = s.steps - t0 < ssd_chunk ? static_cast<int>(s.steps - t0) : ssd_chunk;
     float* x = buffers + (s.stages == 2 && step % 2 ? stage : 0);
     if (!s.states_only)
-      stage_rows(x, x_ld, role.x.row(b, x_head, t0), role.x.time, n, s.inner, s.inner_room, s.aligned);
-    stage_rows(x + x_room, x_ld, role.y.row(b, y_head, t0), role.y.time, n, s.inner, s.inner_room, s.aligned);
-    stage_rows(x + x_room + x_size, z_ld, role.z.row(b, z_head, t0) + o0, role.z.time, n, width, slice,
-               s.aligned);
+      stage_rows(x, x_ld, role.x.row(b, head_of(role.x_heads), t0), role.x.time, n, s.inner, s.inner_room,
+                 s.aligned);
+    stage_rows(x + x_room, x_ld, role.y.row(b, head_of(role.y_heads), t0), role.y.time, n, s.inner,
+               s.inner_room, s.aligned);
+    stage_rows(x + x_room + x_size, z_ld, role.z.row(b, head_of(role.z_heads), t0) + o0, role.z.time, n,
+               width, slice, s.aligned);
     copy_commit();
   };
 
@@ -212,7 +215,7 @@ __global__ void __launch_bounds__(walk_threads, 2) ssd_walk_kernel(const __grid_
       if (role.dotted.data)
 #pragma unroll
         for (int r = 0; r < 2; ++r)
-          if (rows[r] < n) dotted_rows[r] = role.dotted.row(b, dotted_head, t0 + rows[r]) + o0;
+          if (rows[r] < n) dotted_rows[r] = role.dotted.row(b, head_of(role.dotted_heads), t0 + rows[r]) + o0;
       const auto add_dots = [&] {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
@@ -340,7 +343,7 @@ __global__ void __launch_bounds__(walk_threads, 2) ssd_walk_kernel(const __grid_
         for (int r = 0; r < 2; ++r) {
           if (rows[r] >= n) continue;
           const float factor = role.target.at(b, t0 + rows[r], h);
-          float* to = role.out.row(b, out_head, t0 + rows[r]) + o0;
+          float* to = role.out.row(b, head_of(role.out_heads), t0 + rows[r]) + o0;
 #pragma unroll
           for (int j = 0; j < tiles; ++j) {
             const int column = half * (slice / 2) + 8 * j + 2 * lane.t;
