@@ -109,6 +109,9 @@ void declare_commands(CLI::App& app, std::function<int()>& chosen) {
                               c->add_option("-o,--out", o.out, "HTML file")->capture_default_str();
                               c->add_option("--figures", o.figures,
                                             "also write every figure as .svg and .csv into this folder");
+                              c->add_option("--correlations", o.correlations,
+                                            "what `correlate` wrote (default: worked out for three runs or "
+                                            "more)");
                             });
   subcommand<ParityOptions>(
       app, "parity", "compare with fixtures computed by the published code", chosen, parity_command,

@@ -66,7 +66,8 @@ int correlate_command(const CorrelateOptions& options);
 struct ReportOptions : CommonOptions {
   std::vector<std::string> runs;
   std::string out = "report.html";
-  std::string figures;  ///< folder for .svg and .csv; empty: none
+  std::string figures;       ///< folder for .svg and .csv; empty: none
+  std::string correlations;  ///< a file of `correlate`; empty: worked out where three runs or more are given
 };
 int report_command(const ReportOptions& options);
 

@@ -1,6 +1,7 @@
 // `eigentrace report`: run folders → one HTML page, and a summary table on standard output.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "tensor/io/file.h"
@@ -74,6 +75,20 @@ void print_json(const std::vector<RunSummary>& runs, const std::string& out) {
   fmt::print("{}\n", json.text());
 }
 
+/// The runs that have both an evaluation and a trained spectrum.
+std::vector<RunFolder> comparable(const std::vector<std::string>& paths, const Report& report) {
+  std::vector<RunFolder> folders;
+  for (size_t r = 0; r < paths.size(); r++) {
+    const RunReport& run = report.runs[r];
+    const bool evaluated = std::any_of(run.metrics.begin(), run.metrics.end(),
+                                       [](const MetricRow& row) { return std::isfinite(row.eval_accuracy); });
+    const bool read = std::any_of(run.spectra.begin(), run.spectra.end(),
+                                  [](const SpectrumReport& s) { return s.stage == "trained"; });
+    if (evaluated && read) folders.push_back(RunFolder::open(paths[r]));
+  }
+  return folders;
+}
+
 }  // namespace
 
 int report_command(const ReportOptions& options) {
@@ -87,6 +102,10 @@ int report_command(const ReportOptions& options) {
   const RunInfo& first = summaries.front().info;
   report.subtitle = fmt::format("{} · seed {} · {} · eigentrace {} ({})", first.task, first.seed,
                                 first.device, first.version, first.commit);
+  if (!options.correlations.empty())
+    report.correlations = correlation_reports(read_correlations(options.correlations));
+  else if (std::vector<RunFolder> folders; (folders = comparable(options.runs, report)).size() >= 3)
+    report.correlations = correlation_reports(correlate_runs(folders, {}));
   write_report(options.out, report);
   if (!options.figures.empty()) {
     ensure_directory(options.figures);

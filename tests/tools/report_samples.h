@@ -153,7 +153,25 @@ inline Report sample_report() {
     softmax.spectra.push_back(attention_sample(stage, 0, 0, false, 0));
     softmax.spectra.back().reading = "published";
   }
+  for (RunReport* run : {&softmax, &linear})
+    run->interventions = {"Weights: trained.",
+                          {{"as trained", "none", 0.06, 0.99, 0, 0},
+                           {"abs<=inf", "ops", 0.06, 0.99, 0, 0},
+                           {"abs<=0.9; lambda=0 layers=0 heads=1", "ops", 5.06, 0.03, 5, -0.96},
+                           {"freeze=mean", "replay", 0.05, 0.995, -0.01, 0.005}}};
+  for (MetricRow& row : lru.metrics) row.eval_macro_accuracy = row.eval_accuracy / 2;
   report.runs = {softmax, linear, norm, lru};
+  for (const bool second : {false, true}) {
+    CorrelationReport c;
+    c.stage = "trained", c.statistic = second ? "expanding_share" : "radius.q50", c.figure = "accuracy";
+    c.layer = second ? 1 : -1;
+    c.n = 4, c.rho = second ? -0.8 : 1, c.low = second ? -1 : 0.25, c.high = second ? 0.5 : 1;
+    c.p_value = second ? 0.33 : 0.083, c.q_value = second ? 0.33 : 0.17;
+    for (int k = 0; k < 4; k++)
+      c.points.push_back(
+          {report.runs[size_t(k)].name, k < 2 ? "first" : "second", second ? 4.0 - k : k + 0.5, 0.25 * k});
+    report.correlations.push_back(c);
+  }
   return report;
 }
 

@@ -14,6 +14,9 @@ using namespace eigentrace;
 
 namespace {
 
+/// How the one script of a page begins: any other is a fault.
+const std::string own_script = "document.querySelectorAll(\"figure.moments\")";
+
 /// The first thing wrong with a page or picture as markup: tags that do not match, attributes without quotes,
 /// text that is not escaped, an id twice, a number that is none, anything fetched from elsewhere. "" if all
 /// is well.
@@ -65,7 +68,16 @@ std::string fault_of(const std::string& text) {
       open.push_back(name);
       if (name == "style") at = text.find("</style>", at);
     }
-    if (name == "script" || name == "link" || name == "img") return "has a " + name;
+    if (name == "script" && !closing && text.compare(at, own_script.size(), own_script) == 0) {
+      const size_t over = text.find("</script>", at);
+      const std::string code = text.substr(at, over - at);
+      if (code.find_first_of("<&") != std::string::npos) return "not XML" + around(at);
+      if (code.find("fetch") != std::string::npos || code.find("import") != std::string::npos)
+        return "fetches" + around(at);
+      at = over;
+    } else if ((name == "script" && !closing) || name == "link" || name == "img") {
+      return "has a " + name;
+    }
   }
   if (!open.empty()) return "left open: " + open.back();
   for (const char* word : {"http://", "https://", "url(", "@import"}) {
@@ -106,7 +118,8 @@ TEST_CASE("report: the page is well-formed and needs nothing from elsewhere") {
   for (const char* part :
        {"<h2>Results</h2>", "<h2>Learning</h2>", "Layer 1, head 2", "Complex plane", "Phases", "Magnitudes",
         "λ over time, change", "Along training", "Layer 0, head 0, published reading", "Configuration",
-        "0.993", "prefers-color-scheme:dark", "@media print"})
+        "Spectrum along training", "Statistics against accuracy", "Two readings compared", "Interventions",
+        "Macro accuracy", "0.993", "prefers-color-scheme:dark", "@media print"})
     CHECK(contains(html, part));
 }
 
@@ -122,6 +135,11 @@ TEST_CASE("report: names and texts are escaped wherever they appear") {
   report.runs[0].name = report.runs[0].config = evil;
   report.runs[0].headline = {{evil, evil}};
   for (SpectrumReport& s : report.runs[0].spectra) s.statistics = {{evil, 1}};
+  report.runs[0].interventions = {evil, {{evil, evil, 1, 1, 0, 0}, {evil, evil, 1, 1, 0, 0}}};
+  for (CorrelationReport& c : report.correlations) {
+    c.statistic = c.figure = evil;
+    for (auto& p : c.points) p.run = p.group = evil;
+  }
   CHECK(fault_of(report_html(report)) == "");
   for (const Figure& figure : curve_figures(report)) CHECK(fault_of(figure.picture.document(evil)) == "");
   CHECK(xml_escaped("a<b>&\"'\x02") == "a&lt;b&gt;&amp;&quot;&#39;\xEF\xBF\xBD");
@@ -189,7 +207,9 @@ TEST_CASE("report: every figure is written as SVG and CSV, whatever the runs are
   }
   CHECK(svg == figures);
   CHECK(csv == figures);
-  CHECK(figures == 3 + 2 * (3 + 6 * 3) + 3);  // and the published reading of one head
+  // Curves, correlations, and per run: heat maps, heads, interventions. The second run has a published
+  // reading of one head more, and its comparison.
+  CHECK(figures == 3 + 3 + 2 * (3 + 6 * 3 + 2) + 3 + 1);
   CHECK(folder.files() == 1);
 }
 

@@ -9,7 +9,7 @@
 namespace eigentrace {
 namespace {
 
-constexpr double left = 52, right = chart_width - 18, below = 40;
+constexpr double left = 56, right = chart_width - 18, below = 40;
 
 bool finite(double value) { return std::isfinite(value); }
 
@@ -129,7 +129,9 @@ Svg draw(const PlaneChart& chart) {
   std::vector<double> radii;
   for (const auto& panel : chart.panels)
     for (const auto& p : panel.points) radii.push_back(std::exp(std::min(p.log_abs, 700.0)));
-  const double reach = radii.empty() ? 1.15 : std::max(1.15, 1.06 * range_of(radii).second);
+  const double reach = finite(chart.reach) ? chart.reach
+                       : radii.empty()     ? 1.15
+                                           : std::max(1.15, 1.06 * range_of(radii).second);
 
   const double start = chart.panels.size() == 1 ? (chart_width - side) / 2 : first;
   for (size_t k = 0; k < chart.panels.size(); k++) {

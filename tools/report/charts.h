@@ -37,6 +37,7 @@ struct PlaneChart {
     std::vector<EigenvalueSample> points;
   };
   std::vector<Panel> panels;
+  double reach = not_recorded;  ///< of the axes; NaN: from the data
 };
 
 /// Groups of bars with whiskers of one standard deviation, in percent.
@@ -63,15 +64,41 @@ struct HeatMap {
   std::string x_label, value_name = "median |λ|";
 };
 
+/// Rows of one value each, their names above them: bars from 0, or dots with an interval.
+struct RowChart {
+  struct Row {
+    std::string name, classes;
+    double value = not_recorded, low = not_recorded, high = not_recorded;  ///< NaN: none
+  };
+  std::string x_label, value_name;
+  std::vector<Row> rows;
+  bool bars = true;
+  double low = not_recorded, high = not_recorded;  ///< range of x; NaN: from the data
+};
+
+/// Points of several groups.
+struct ScatterChart {
+  struct Point {
+    std::string name, group, classes;
+    double x = 0, y = 0;
+  };
+  std::string x_label, y_label;
+  std::vector<Point> points;
+};
+
 Svg draw(const LineChart& chart);
 Svg draw(const PlaneChart& chart);
 Svg draw(const BarChart& chart);
 Svg draw(const HeatMap& chart);
+Svg draw(const RowChart& chart);
+Svg draw(const ScatterChart& chart);
 
 std::string csv(const LineChart& chart);
 std::string csv(const PlaneChart& chart);
 std::string csv(const BarChart& chart);
 std::string csv(const HeatMap& chart);
+std::string csv(const RowChart& chart);
+std::string csv(const ScatterChart& chart);
 
 /// "0.1–0.5", "≥ 100": one name a bin.
 std::vector<std::string> bin_names(const std::vector<double>& edges, const std::string& unit = "");

@@ -1,6 +1,7 @@
 // The numbers behind each chart.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "tools/report/charts.h"
@@ -61,6 +62,25 @@ std::string csv(const HeatMap& chart) {
     for (const auto& cell : chart.cells[r])
       out +=
           fmt::format("{},{},{},{}\n", field(chart.rows[r]), cell.first, cell.last, number(cell.log10_abs));
+  return out;
+}
+
+std::string csv(const RowChart& chart) {
+  const bool intervals = std::any_of(chart.rows.begin(), chart.rows.end(),
+                                     [](const RowChart::Row& row) { return !std::isnan(row.low); });
+  std::string out = fmt::format("row,{}{}\n", field(chart.value_name), intervals ? ",low,high" : "");
+  for (const auto& row : chart.rows) {
+    out += fmt::format("{},{}", field(row.name), number(row.value));
+    if (intervals) out += fmt::format(",{},{}", number(row.low), number(row.high));
+    out += '\n';
+  }
+  return out;
+}
+
+std::string csv(const ScatterChart& chart) {
+  std::string out = fmt::format("run,group,{},{}\n", field(chart.x_label), field(chart.y_label));
+  for (const auto& p : chart.points)
+    out += fmt::format("{},{},{},{}\n", field(p.name), field(p.group), number(p.x), number(p.y));
   return out;
 }
 

@@ -17,6 +17,7 @@ struct MetricRow {
   double train_loss = not_recorded, train_accuracy = not_recorded;  ///< accuracies 0…1
   double eval_loss = not_recorded, eval_accuracy = not_recorded;
   double steps_per_second = not_recorded;
+  double eval_macro_accuracy = not_recorded;  ///< MAD: mean of its batches' accuracies
 };
 
 /// One eigenvalue of a sample.
@@ -46,6 +47,33 @@ struct SpectrumReport {
   std::string reading;  ///< "" or "exact": what the layer computes; others get figures of their own
 };
 
+/// What a run does with its eigenvalues changed.
+struct InterventionRow {
+  std::string change;  ///< as written; the first row is the run as it was trained
+  std::string path;
+  double loss = not_recorded, accuracy = not_recorded;                ///< MAD: macro accuracy
+  double loss_change = not_recorded, accuracy_change = not_recorded;  ///< against the first row
+};
+
+struct InterventionReport {
+  std::string about;  ///< which weights and examples, in a few words
+  std::vector<InterventionRow> rows;
+};
+
+/// A statistic of the spectra against how well the runs did.
+struct CorrelationReport {
+  struct Point {
+    std::string run, group;  ///< group: what shares a colour
+    double value = 0, figure = 0;
+  };
+  std::string stage, statistic, figure;  ///< figure: accuracy or loss
+  int layer = -1;                        ///< -1: mean over the layers
+  int64_t n = 0;
+  double rho = not_recorded, low = not_recorded, high = not_recorded;  ///< Spearman's, its interval
+  double level = 0.95, p_value = not_recorded, q_value = not_recorded;
+  std::vector<Point> points;
+};
+
 struct RunReport {
   std::string name;
   std::string config;  ///< as text, shown folded
@@ -53,12 +81,14 @@ struct RunReport {
       headline;                    ///< a row of the table over runs: column and cell
   std::vector<MetricRow> metrics;  ///< by step
   std::vector<SpectrumReport> spectra;
+  InterventionReport interventions = {};
 };
 
 struct Report {
   std::string title = "eigentrace report";
   std::string subtitle;  ///< e.g. the task, the machine, the date; may be empty
   std::vector<RunReport> runs;
+  std::vector<CorrelationReport> correlations;  ///< the most telling first
 };
 
 }  // namespace eigentrace

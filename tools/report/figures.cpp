@@ -6,6 +6,7 @@
 #include <cmath>
 #include <map>
 #include <numbers>
+#include <tuple>
 
 #include "tools/report/charts.h"
 #include "tools/report/style.h"
@@ -75,44 +76,107 @@ std::pair<int64_t, int64_t> time_range(const std::vector<const SpectrumReport*>&
   return first <= last ? std::pair(first, last) : std::pair<int64_t, int64_t>(0, 0);
 }
 
-/// One chart a stage, all with the same axes.
-void add_time_figures(std::vector<Figure>& figures, const StageSpectra& spectra, const std::string& id) {
+/// Axes that several charts over time share.
+struct TimeAxes {
+  double low = 0, high = 0;  ///< log10
+  bool log_y = false;
+  int64_t first = 0, last = 0;
+  double value(double log10_value) const { return log_y ? log10_value : std::pow(10.0, log10_value); }
+};
+
+TimeAxes time_axes(const std::vector<const SpectrumReport*>& all) {
   std::vector<double> logs;
-  std::vector<const SpectrumReport*> all;
-  for (const char* stage : stages) {
-    if (!spectra.count(stage)) continue;
-    const SpectrumReport* spectrum = spectra.at(stage);
-    all.push_back(spectrum);
+  for (const SpectrumReport* spectrum : all)
     for (const EigenvalueSample& s : spectrum->eigenvalues)
       if (std::isfinite(s.log_abs)) logs.push_back(log10_abs(s));
-  }
   std::sort(logs.begin(), logs.end());
   const size_t cut =
       logs.size() / 100;  // a few extremes must not flatten the rest: they are drawn at the edge
-  const double low = logs.empty() ? 0 : std::min(0.0, logs[cut]),
-               high = logs.empty() ? 0 : std::max(0.0, logs[logs.size() - 1 - cut]);
-  const bool log_y = wants_powers(low, high);
-  const auto value = [&](double log10_value) { return log_y ? log10_value : std::pow(10.0, log10_value); };
-  const auto [first, last] = time_range(all);
-  for (const char* stage : stages) {
-    if (!spectra.count(stage)) continue;
-    LineChart chart{"time step i", "|λᵢ|", "|λ|", {}, log_y, 0, value(high) * 1.06, value(0)};
-    if (log_y) chart.low = low - 0.04 * (high - low), chart.high = high + 0.04 * (high - low);
-    Series dots{"sample", stage, Series::Kind::dots, {}, {}, false},
-        line{"median", stage, Series::Kind::curve, {}, {}, false};
-    for (const EigenvalueSample& s : drawn(spectra.at(stage)->eigenvalues, 240)) {
-      dots.x.push_back(double(s.time));
-      dots.y.push_back(value(log10_abs(s)));
-    }
-    for (const HeatMap::Cell& cell : over_time(*spectra.at(stage), first, last, 24)) {
-      line.x.push_back(0.5 * double(cell.first + cell.last));
-      line.y.push_back(value(cell.log10_abs));
-    }
-    chart.series = {dots, line};
-    chart.first_x = double(first), chart.last_x = double(last);
-    figures.push_back(
-        figure_of(fmt::format("{}-over-time-{}", id, stage), fmt::format("Over time, {}", stage), "", chart));
+  TimeAxes axes;
+  if (!logs.empty())
+    axes.low = std::min(0.0, logs[cut]), axes.high = std::max(0.0, logs[logs.size() - 1 - cut]);
+  axes.log_y = wants_powers(axes.low, axes.high);
+  std::tie(axes.first, axes.last) = time_range(all);
+  return axes;
+}
+
+LineChart time_chart(const SpectrumReport& spectrum, const TimeAxes& axes, const char* classes, size_t most) {
+  LineChart chart{"time step i", "|λᵢ|", "|λ|", {}, axes.log_y, 0, axes.value(axes.high) * 1.06,
+                  axes.value(0)};
+  if (axes.log_y) {
+    const double room = 0.04 * (axes.high - axes.low);
+    chart.low = axes.low - room, chart.high = axes.high + room;
   }
+  Series dots{"sample", classes, Series::Kind::dots, {}, {}, false},
+      line{"median", classes, Series::Kind::curve, {}, {}, false};
+  for (const EigenvalueSample& s : drawn(spectrum.eigenvalues, most)) {
+    dots.x.push_back(double(s.time));
+    dots.y.push_back(axes.value(log10_abs(s)));
+  }
+  for (const HeatMap::Cell& cell : over_time(spectrum, axes.first, axes.last, 24)) {
+    line.x.push_back(0.5 * double(cell.first + cell.last));
+    line.y.push_back(axes.value(cell.log10_abs));
+  }
+  chart.series = {dots, line};
+  chart.first_x = double(axes.first), chart.last_x = double(axes.last);
+  return chart;
+}
+
+/// One chart a stage, all with the same axes.
+void add_time_figures(std::vector<Figure>& figures, const StageSpectra& spectra, const std::string& id) {
+  std::vector<const SpectrumReport*> all;
+  for (const char* stage : stages)
+    if (spectra.count(stage)) all.push_back(spectra.at(stage));
+  const TimeAxes axes = time_axes(all);
+  for (const char* stage : stages)
+    if (spectra.count(stage))
+      figures.push_back(figure_of(fmt::format("{}-over-time-{}", id, stage),
+                                  fmt::format("Over time, {}", stage), "",
+                                  time_chart(*spectra.at(stage), axes, stage, 240)));
+}
+
+/// The spectrum at every moment of training (at most 24 of them), one picture each with the same axes; not
+/// for fewer than three.
+void add_frames(std::vector<Figure>& figures, const StageSpectra& spectra, const std::string& id,
+                bool over_time) {
+  constexpr size_t most_frames = 24, most_dots = 160;
+  std::map<int64_t, const SpectrumReport*> by_step;
+  for (const auto& [stage, spectrum] : spectra)  // "trained" comes last and replaces the same step's reading
+    if (spectrum->step >= 0 && !spectrum->eigenvalues.empty()) by_step[spectrum->step] = spectrum;
+  if (by_step.size() < 3) return;
+  std::vector<const SpectrumReport*> moments;
+  for (const auto& [step, spectrum] : by_step) moments.push_back(spectrum);
+  if (moments.size() > most_frames) {
+    std::vector<const SpectrumReport*> kept;
+    for (size_t k = 0; k < most_frames; k++)
+      kept.push_back(moments[k * (moments.size() - 1) / (most_frames - 1)]);
+    moments = kept;
+  }
+  const TimeAxes axes = time_axes(moments);
+  std::vector<double> radii;
+  for (const SpectrumReport* spectrum : moments)
+    for (const EigenvalueSample& s : spectrum->eigenvalues)
+      if (std::isfinite(s.log_abs)) radii.push_back(std::exp(std::min(s.log_abs, 700.0)));
+  std::sort(radii.begin(), radii.end());
+  const double reach = radii.empty() ? 1.15 : std::max(1.15, 1.06 * radii[(radii.size() - 1) * 199 / 200]);
+  std::vector<Frame> frames;
+  std::string numbers;
+  for (const SpectrumReport* spectrum : moments) {
+    const char* classes = spectrum->stage == "initial" ? "initial" : "trained";
+    const std::string label = fmt::format("step {}", spectrum->step);
+    const auto add = [&](const auto& chart) {
+      frames.push_back({fmt::format("{}-at-{}", id, spectrum->step), label, draw(chart)});
+    };
+    if (over_time)
+      add(time_chart(*spectrum, axes, classes, most_dots));
+    else
+      add(PlaneChart{{{label, classes, drawn(spectrum->eigenvalues, most_dots)}}, reach});
+    PlaneChart all{{{label, classes, spectrum->eigenvalues}}};
+    const std::string table = csv(all);
+    numbers += numbers.empty() ? table : table.substr(table.find('\n') + 1);
+  }
+  figures.push_back({id, "Spectrum along training", "Move the slider, or use the arrow keys.",
+                     frames.back().picture, numbers, std::move(frames)});
 }
 
 /// Full colour at a round factor near the 95th percentile of |log10|.
@@ -224,6 +288,7 @@ std::vector<Figure> curve_figures(const Report& report) {
   const Kind kinds[] = {
       {"loss", "Loss", "loss", &MetricRow::train_loss, &MetricRow::eval_loss},
       {"accuracy", "Accuracy", "accuracy", &MetricRow::train_accuracy, &MetricRow::eval_accuracy},
+      {"macro-accuracy", "Macro accuracy", "macro accuracy", nullptr, &MetricRow::eval_macro_accuracy},
       {"speed", "Speed", "steps per second", &MetricRow::steps_per_second, nullptr}};
   std::vector<Figure> figures;
   for (const Kind& kind : kinds) {
@@ -240,7 +305,7 @@ std::vector<Figure> curve_figures(const Report& report) {
           series.y.push_back(value);
           smallest = std::min(smallest, value), largest = std::max(largest, value);
         };
-        add(train, row.*kind.train);
+        if (kind.train) add(train, row.*kind.train);
         if (kind.eval) add(eval, row.*kind.eval);
       }
       if (!kind.eval) smooth(train);
@@ -256,7 +321,7 @@ std::vector<Figure> curve_figures(const Report& report) {
       chart.series.push_back(main);
     }
     if (chart.series.empty()) continue;
-    if (kind.eval == &MetricRow::eval_accuracy) {
+    if (kind.eval == &MetricRow::eval_accuracy || !kind.train) {
       chart.low = 0, chart.high = 1;
     } else if (!kind.eval) {
       chart.low = 0;
@@ -334,6 +399,7 @@ std::vector<HeadFigures> head_figures(const RunReport& run, const std::string& p
     const bool has_phases = std::any_of(spectra.begin(), spectra.end(),
                                         [](const auto& entry) { return is_complex(*entry.second); });
     if (has_phases) add_bins(head.figures, spectra, id + "-phases", true);
+    if (!empty) add_frames(head.figures, spectra, id + "-moments", over_time);
     add_along_training(head.figures, spectra, id);
     if (!head.figures.empty()) out.push_back(std::move(head));
   }

@@ -9,6 +9,7 @@
 
 #include "spectral/files.h"
 #include "tensor/io/file.h"
+#include "tools/intervene.h"
 #include "tools/report/svg.h"
 
 namespace eigentrace {
@@ -70,7 +71,44 @@ std::string stage_of(const std::string& file_name) {
   return file_name.substr(before.size(), file_name.size() - before.size() - after.size());
 }
 
+InterventionReport intervention_report(const InterventionTable& table) {
+  InterventionReport out;
+  out.about =
+      fmt::format("Weights: {}, step {}. Examples: {}{}.", table.stage, with_separators(table.step),
+                  table.examples > 0 ? with_separators(table.examples) + " of " : "all of ", table.split);
+  const auto accuracy = [](const Evaluation& e) { return e.score(); };
+  for (const InterventionResult& row : table.rows) {
+    const Evaluation &now = row.evaluation, &before = table.rows.front().evaluation;
+    out.rows.push_back({row.change, row.path, now.loss, accuracy(now), now.loss - before.loss,
+                        accuracy(now) - accuracy(before)});
+  }
+  return out;
+}
+
 }  // namespace
+
+std::vector<CorrelationReport> correlation_reports(const CorrelationTable& table) {
+  std::vector<CorrelationReport> out;
+  for (const StatisticCorrelation& row : table.correlations) {
+    if (!std::isfinite(row.correlation.rho) || !std::isfinite(row.correlation.p_value)) continue;
+    CorrelationReport c;
+    c.stage = row.stage, c.statistic = row.statistic, c.figure = table.request.figure;
+    c.layer = int(row.layer), c.n = row.correlation.n, c.rho = row.correlation.rho;
+    c.low = row.interval.low, c.high = row.interval.high, c.level = row.interval.level;
+    c.p_value = row.correlation.p_value, c.q_value = row.q_value;
+    for (size_t r = 0; r < table.runs.size() && r < row.values.size(); r++) {
+      const CorrelatedRun& run = table.runs[r];
+      const std::string& group =
+          size_t(run.group) < table.groups.size() ? table.groups[size_t(run.group)].label : run.family;
+      if (std::isfinite(row.values[r])) c.points.push_back({run.name, group, row.values[r], run.figure});
+    }
+    out.push_back(std::move(c));
+  }
+  std::stable_sort(out.begin(), out.end(), [](const CorrelationReport& a, const CorrelationReport& b) {
+    return a.p_value != b.p_value ? a.p_value < b.p_value : std::abs(a.rho) > std::abs(b.rho);
+  });
+  return out;
+}
 
 std::vector<SpectrumReport> spectrum_reports(const LayerSpectrum& spectrum, const std::string& stage,
                                              int64_t step) {
@@ -115,7 +153,8 @@ RunReport run_report(const RunFolder& folder) {
     } else {
       // Where both were evaluated at one step, the curve shows validation, the headline the later line.
       if (std::isnan(to.eval_loss) || from.split == "validation")
-        to.eval_loss = from.loss, to.eval_accuracy = from.accuracy;
+        to.eval_loss = from.loss, to.eval_accuracy = from.accuracy,
+        to.eval_macro_accuracy = from.macro_accuracy.value_or(not_recorded);
       last = &from;
     }
   }
@@ -125,6 +164,8 @@ RunReport run_report(const RunFolder& folder) {
   run.headline = {
       {"task", info.task}, {"family", info.family}, {"parameters", with_separators(info.parameters)}};
   run.headline.emplace_back("accuracy", last ? short_number(last->accuracy) : "–");
+  if (last && last->macro_accuracy)
+    run.headline.emplace_back("macro accuracy", short_number(*last->macro_accuracy));
   run.headline.emplace_back("loss", last ? short_number(last->loss) : "–");
   run.headline.emplace_back("steps", with_separators(info.step));
   run.headline.emplace_back("steps/s", speeds.empty() ? "–" : short_number(speeds[speeds.size() / 2]));
@@ -144,6 +185,8 @@ RunReport run_report(const RunFolder& folder) {
       for (SpectrumReport& report : spectrum_reports(spectrum, stage, step))
         run.spectra.push_back(std::move(report));
   }
+  if (const std::string path = folder.path() + "/interventions.json"; std::filesystem::exists(path))
+    run.interventions = intervention_report(read_interventions(path));
   return run;
 }
 

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "spectral/reading.h"
+#include "tools/correlate.h"
 #include "tools/report/data.h"
 #include "tools/run_folder.h"
 
@@ -15,8 +16,11 @@ namespace eigentrace {
 std::vector<SpectrumReport> spectrum_reports(const LayerSpectrum& spectrum, const std::string& stage,
                                              int64_t step = -1);
 
-/// Everything in a run's folder: configuration, metrics, and each spectrum_STAGE.npz (stages initial,
-/// trained, stepN).
+/// Correlations to be shown: those of rho with a p-value, the smallest p first, then the largest |rho|.
+std::vector<CorrelationReport> correlation_reports(const CorrelationTable& table);
+
+/// Everything in a run's folder: configuration, metrics, interventions.json, and each spectrum_STAGE.npz
+/// (stages initial, trained, stepN).
 RunReport run_report(const RunFolder& folder);
 
 }  // namespace eigentrace

@@ -14,7 +14,8 @@ std::string report_html(const Report& report);
 /// report_html into a file, atomically.
 void write_report(const std::string& path, const Report& report);
 
-/// Every figure of the report as NAME.svg beside its numbers in NAME.csv. Returns how many figures.
+/// Every figure of the report as NAME.svg beside its numbers in NAME.csv (with a slider: a NAME-at-STEP.svg
+/// for each moment). Returns how many figures.
 size_t write_figures(const std::string& folder, const Report& report);
 
 }  // namespace eigentrace

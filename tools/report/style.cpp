@@ -66,12 +66,19 @@ tbody th{font-weight:600}td .from{color:var(--soft)}td .to{font-weight:600}td.go
 details{margin:18px 0 0;background:var(--paper);border:1px solid var(--rule);border-radius:12px}
 summary{cursor:pointer;padding:11px 16px;font-weight:600;font-size:13.5px}
 pre{margin:0;padding:4px 16px 16px;overflow-x:auto;font:12.5px/1.55 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace}
+.slider{display:none;gap:12px;align-items:center;margin:2px 2px 8px;font-size:12.5px}
+.slider input{flex:1;min-width:0;accent-color:var(--trained)}.slider output{min-width:76px;text-align:right;font-variant-numeric:tabular-nums}
+.live .slider{display:flex}.live .moment{display:none}.live .moment.now{display:block}.live .at{display:none}
+.at{margin:8px 2px 2px;font-size:12.5px;color:var(--soft)}.table.after{margin-top:18px}
 footer{color:var(--soft);font-size:12.5px;padding-top:44px;padding-bottom:36px}
 @media(max-width:640px){header,main,footer{padding-left:14px;padding-right:14px}header{padding-top:26px}h1{font-size:24px}
 h2{margin-top:40px}figure{padding:12px 8px 6px}.figures{gap:12px}th,td{padding:8px 12px}
 th:first-child,td:first-child{white-space:normal;min-width:118px;max-width:46vw;overflow-wrap:break-word}}
 @media print{body{background:#fff;font-size:11pt}header,main,footer{max-width:none;padding-left:0;padding-right:0}nav{display:none}
 .figures,.figures.three{grid-template-columns:1fr 1fr;gap:10px}figure,.table{break-inside:avoid;border-color:#ccc}h2,h3{break-after:avoid}
+.slider,.live .slider,.moment,.live .moment.now{display:none}
+.moment:first-of-type,.moment:last-of-type,.live .moment:first-of-type,.live .moment:last-of-type,.live .at{display:block}
+.table{overflow:visible}table{font-size:8.5pt}th,td{padding:4px 6px}
 *{-webkit-print-color-adjust:exact;print-color-adjust:exact}}
 )";
 

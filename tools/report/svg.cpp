@@ -30,6 +30,8 @@ size_t characters(std::string_view text) {
   return size_t(std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));
 }
 
+}  // namespace
+
 std::string shortened(const std::string& text, size_t most) {
   if (characters(text) <= most) return text;
   size_t end = 0;
@@ -37,8 +39,6 @@ std::string shortened(const std::string& text, size_t most) {
     if ((text[end] & 0xC0) != 0x80 && ++seen == most) break;
   return text.substr(0, end) + "…";
 }
-
-}  // namespace
 
 std::string xml_escaped(std::string_view text) {
   std::string clean;

@@ -9,7 +9,8 @@ namespace eigentrace {
 std::string xml_escaped(std::string_view text);  ///< for text and attributes; what XML forbids becomes U+FFFD
 std::string short_number(double value);          ///< four significant digits; NaN "–", infinity "∞"
 std::string power_text(double exponent);         ///< 10^exponent, also where a double would overflow
-std::string slug(std::string_view text);         ///< a file name: a–z, 0–9 and single dashes
+std::string shortened(const std::string& text, size_t most);  ///< to so many characters, the last one "…"
+std::string slug(std::string_view text);                      ///< a file name: a–z, 0–9 and single dashes
 
 /// A picture in the making. Colours come from CSS classes (report_style), so that it follows the reader's
 /// theme.
