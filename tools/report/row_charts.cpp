@@ -9,7 +9,7 @@
 namespace eigentrace {
 namespace {
 
-constexpr double left = 14, right = chart_width - 18;
+constexpr double left = 24, right = chart_width - 24;
 
 /// The range of `values` with some room; [0, 1] if there is none.
 std::pair<double, double> roomy(const std::vector<double>& values, double share) {
@@ -33,12 +33,12 @@ Svg draw(const RowChart& chart) {
   if (std::isfinite(chart.low)) low = chart.low;
   if (std::isfinite(chart.high)) high = chart.high;
   const Scale x{low, high, left, right};
-  for (const Tick& tick : nice_ticks(low, high, 5))
-    svg.line(x.at(tick.position), top, x.at(tick.position), bottom, "grid");
-  if (low <= 0 && high >= 0) svg.line(x.at(0), top, x.at(0), bottom, "reference");
   for (size_t i = 0; i < chart.rows.size(); i++) {
     const auto& r = chart.rows[i];
     const double y = top + row * double(i), middle = y + 22;
+    for (const Tick& tick : nice_ticks(low, high, 5))  // beside the marks only: names stay free of lines
+      svg.line(x.at(tick.position), y + 15, x.at(tick.position), y + row - 3, "grid");
+    if (low <= 0 && high >= 0) svg.line(x.at(0), y + 15, x.at(0), y + row - 3, "reference");
     svg.open(r.classes);
     svg.text(left, y + 12, shortened(r.name, 52), "tick");
     svg.text(right, y + 12, short_number(r.value), "tick", "end");

@@ -76,7 +76,7 @@ h2{margin-top:40px}figure{padding:12px 8px 6px}.figures{gap:12px}th,td{padding:8
 th:first-child,td:first-child{white-space:normal;min-width:118px;max-width:46vw;overflow-wrap:break-word}}
 @media print{body{background:#fff;font-size:11pt}header,main,footer{max-width:none;padding-left:0;padding-right:0}nav{display:none}
 .figures,.figures.three{grid-template-columns:1fr 1fr;gap:10px}figure,.table{break-inside:avoid;border-color:#ccc}h2,h3{break-after:avoid}
-.slider,.live .slider,.moment,.live .moment.now{display:none}
+.moments figcaption span,.slider,.live .slider,.moment,.live .moment.now{display:none}
 .moment:first-of-type,.moment:last-of-type,.live .moment:first-of-type,.live .moment:last-of-type,.live .at{display:block}
 .table{overflow:visible}table{font-size:8.5pt}th,td{padding:4px 6px}
 *{-webkit-print-color-adjust:exact;print-color-adjust:exact}}
