@@ -51,6 +51,7 @@ void declare_commands(CLI::App& app, std::function<int()>& chosen) {
             ->capture_default_str();
         c->add_option("--attention-precision", o.attention_precision,
                       "of those inside softmax attention (default: as --precision)");
+        c->add_flag("--tensorboard", o.tensorboard, "also write metrics as TensorBoard's event file");
         c->add_flag("--eager", o.eager, "on a GPU: launch every kernel by itself instead of a captured step");
         c->add_option("--max-steps", o.max_steps,
                       "stop after so many steps, to be resumed (0: go to the end)");

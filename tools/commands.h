@@ -22,6 +22,7 @@ struct TrainOptions : CommonOptions {
   std::string dtype = "f32";
   std::string precision = "fp32";   ///< of float32 matrix products on a GPU
   std::string attention_precision;  ///< of those inside softmax attention; empty: `precision`
+  bool tensorboard = false;         ///< an event file beside metrics.jsonl
   bool eager = false;               ///< on a GPU: launch every kernel of a step by itself
   int64_t max_steps = 0;            ///< stop (to be resumed) after so many steps from here; 0: go to the end
   bool explain = false;             ///< list what the published code ignores in this file, then stop

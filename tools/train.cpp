@@ -40,6 +40,7 @@ int train_command(const TrainOptions& options) {
     check_precision(*how.attention_precision, how.device);
   }
   how.capture = !options.eager;
+  how.tensorboard = options.tensorboard;
   if (options.max_steps < 0) fail_usage("--max-steps: a number from 1, or 0 to go to the end");
   how.max_steps = options.max_steps;
 

@@ -306,6 +306,7 @@ void Trainer::log_row(AppendFile& metrics, double seconds) {
   row.gradient_norm = sums_.norm / sums_.steps;
   row.steps_per_second = seconds > 0 ? sums_.steps / seconds : 0;
   metrics.append_line(to_json(row));
+  if (tensorboard_) tensorboard_->add(row);
   metrics_bytes_ = metrics.size();
   shown_loss_ = row.loss, shown_accuracy_ = row.accuracy;
   sums_ = {};
@@ -328,6 +329,7 @@ void Trainer::evaluate_now(AppendFile& metrics) {
   row.macro_accuracy = evaluation.macro_accuracy;
   evaluated_accuracy_ = evaluation.score();
   metrics.append_line(to_json(row));
+  if (tensorboard_) tensorboard_->add(row);
   metrics_bytes_ = metrics.size();
   const double scale = rates_.plateau().scale;
   rates_.evaluated(evaluation.score());
@@ -382,6 +384,7 @@ RunInfo Trainer::run() {
   };
   SignalGuard signals;
   AppendFile metrics(folder_.metrics(), metrics_bytes_);
+  if (options_.tensorboard) tensorboard_ = std::make_unique<TensorboardFile>(folder_, folder_.read_metrics());
   Loader loader(*task_, Split::train, batch_order(), position(step_));
   set_interventions();
   TrainingSpectra spectra(config_, folder_, *task_, *model_, interventions_);

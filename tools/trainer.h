@@ -16,6 +16,7 @@
 #include "tools/device_batch.h"
 #include "tools/evaluate.h"
 #include "tools/run_folder.h"
+#include "tools/tensorboard.h"
 
 namespace eigentrace {
 
@@ -24,6 +25,7 @@ struct TrainerOptions {
   DType dtype = DType::f32;
   Precision precision = Precision::fp32;         ///< of float32 matrix products
   std::optional<Precision> attention_precision;  ///< of those inside softmax attention; unset: `precision`
+  bool tensorboard = false;                      ///< write an event file beside metrics.jsonl
   bool capture = true;    ///< on a GPU: replay the step as a graph (same bits either way)
   bool progress = true;   ///< a live line on standard error
   int64_t max_steps = 0;  ///< stop, as a signal would, after so many steps from here; 0: do not
@@ -114,6 +116,7 @@ class Trainer {
   DeviceBatch data_;
   TrainStep train_step_;
   std::unique_ptr<Evaluator> evaluator_;
+  std::unique_ptr<TensorboardFile> tensorboard_;
   Before before_;
   std::vector<double> labels_;  // number of labels of each step not collected yet
   RunInfo info_;

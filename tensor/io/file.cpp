@@ -228,12 +228,14 @@ void AppendFile::append_line(std::string_view line) {
   if (line.find('\n') != std::string_view::npos)
     fail(fmt::format("AppendFile: {}: expected a line without a newline inside, found one at byte {}", path_,
                      line.find('\n')));
-  std::string text(line);
-  text += '\n';
+  append(std::string(line) + '\n');
+}
+
+void AppendFile::append(std::string_view text) {
   size_t done = 0;
   if (!write_all(fd_, text.data(), text.size(), done)) {
     const int error = errno;
-    // Half a line would make the whole file unreadable as JSONL; if this fails too, resuming cuts it off.
+    // Half a record would make the whole file unreadable; if this fails too, resuming cuts it off.
     [[maybe_unused]] const int ignored = ::ftruncate(fd_, off_t(size_));
     fail(fmt::format("AppendFile: {}: {}; {} bytes were needed", path_, why(error), text.size()));
   }

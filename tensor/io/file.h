@@ -49,6 +49,7 @@ class AppendFile {
   AppendFile& operator=(AppendFile&&) = delete;
   ~AppendFile();
   void append_line(std::string_view line);  ///< line without its newline; Error if it has one inside
+  void append(std::string_view bytes);      ///< all of them or, with an Error, none
   void sync();                              ///< onto the disk (fsync)
   uint64_t size() const { return size_; }   ///< bytes, to be kept in a checkpoint for resuming
 
