@@ -135,6 +135,21 @@ __device__ __forceinline__ void attention_add_rows(float (&out)[width / 8][4], c
   }
 }
 
+/// Bit 4 c + u: element first + c step + u is kept, u = 0…3.
+template <int count>
+__device__ __forceinline__ uint32_t attention_kept(const AttentionMask& mask, int64_t first, int64_t step,
+                                                   bool aligned) {
+  uint32_t bits = 0;
+  if (aligned) {
+#pragma unroll
+    for (int c = 0; c < count; ++c) bits |= mask.kept4((first + c * step) >> 2) << 4 * c;
+  } else {
+#pragma unroll 1
+    for (int c = 0; c < count; ++c) bits |= mask.kept_from(first + c * step) << 4 * c;
+  }
+  return bits;
+}
+
 template <class M, int N, int P, int keys>
 constexpr size_t attention_shared = sizeof(typename M::Element) *
                                     ((attention_rows + keys) * (N + M::pad) + keys * (P + M::pad));
@@ -207,10 +222,7 @@ __global__ void __launch_bounds__(attention_threads, M::forward_blocks)
       }
       if (drops) {  // a lane draws 4 neighbours of one of its two rows, its neighbour those of the other
         const int64_t row = (at.item * length + first + g + t % 2 * 8) * length + j0 + t / 2 * 4;
-        uint32_t mine = 0;
-#pragma unroll
-        for (int c = 0; c < tiles; ++c)
-          mine |= (length % 4 == 0 ? mask.kept4((row + 8 * c) >> 2) : mask.kept_from(row + 8 * c)) << 4 * c;
+        const uint32_t mine = attention_kept<tiles>(mask, row, 8, length % 4 == 0);
         const uint32_t other = __shfl_xor_sync(0xFFFFFFFFu, mine, 1);
         const uint32_t kept[2] = {(t % 2 ? other : mine) >> t % 2 * 2, (t % 2 ? mine : other) >> t % 2 * 2};
 #pragma unroll
@@ -316,12 +328,8 @@ __global__ void __launch_bounds__(attention_threads, P <= 32 ? M::forward_blocks
       uint32_t kept[4] = {~0u, ~0u, ~0u, ~0u};  // bit 4 c: of element e of tile c
       if (drops) {  // 4 lanes share 4 keys twice, for 2 queries: each draws one group of 4 keys
         const int share = g % 4, key = first + g / 4 * 4 + share / 2 * 8;
-        uint32_t mine = 0;
-#pragma unroll
-        for (int c = 0; c < tiles; ++c) {
-          const int64_t element = (at.item * length + i0 + 8 * c + 2 * t + share % 2) * length + key;
-          mine |= (length % 4 == 0 ? mask.kept4(element >> 2) : mask.kept_from(element)) << 4 * c;
-        }
+        const int64_t element = (at.item * length + i0 + 2 * t + share % 2) * length + key;
+        const uint32_t mine = attention_kept<tiles>(mask, element, int64_t{8} * length, length % 4 == 0);
 #pragma unroll
         for (int e = 0; e < 4; ++e) kept[e] = __shfl_sync(0xFFFFFFFFu, mine, (lane & 19) | e << 2) >> share;
       }
@@ -349,23 +357,33 @@ __global__ void __launch_bounds__(attention_threads, P <= 32 ? M::forward_blocks
         for (int r = 0; r < 2; ++r)
           M::put(ds_s + (16 * warp + g + 8 * r) * sp + 8 * c + 2 * t, s[c][2 * r], s[c][2 * r + 1]);
     __syncthreads();
-    if (grad.wants_q)
-      for (int u = warp; u < queries / 16 * (N / 16); u += attention_warps) {
-        const int row = u % (queries / 16) * 16, column = u / (queries / 16) * 16;
-        float d[2][4] = {};
+    if (grad.wants_q) {
+      constexpr int row_pieces = queries / 16, column_pieces = N / 16;
+      constexpr int each = row_pieces * column_pieces / attention_warps;
+      constexpr int rows = each < 1 ? 1 : each < row_pieces ? each : row_pieces;  // of one right operand
+      for (int u = warp; u < row_pieces / rows * column_pieces; u += attention_warps) {
+        const int row = u % (row_pieces / rows) * 16 * rows, column = u / (row_pieces / rows) * 16;
+        float d[rows][2][4] = {};
 #pragma unroll
-        for (int key = 0; key < attention_rows; key += 16)
-          M::mma(d[0], d[1], M::load_transposed(ds_s + key * sp + row, sp),
-                 M::load_columns(k_s + key * np + column, np));
-        float* to = parts.data + ((at.turn * a.size.B * a.size.H + at.item) * length + i0 + row) * N + column;
+        for (int key = 0; key < attention_rows; key += 16) {
+          const auto right = M::load_columns(k_s + key * np + column, np);
 #pragma unroll
-        for (int c = 0; c < 2; ++c)
+          for (int m = 0; m < rows; ++m)
+            M::mma(d[m][0], d[m][1], M::load_transposed(ds_s + key * sp + row + 16 * m, sp), right);
+        }
+        const int64_t part = at.turn * a.size.B * a.size.H + at.item;
 #pragma unroll
-          for (int r = 0; r < 2; ++r)
-            if (i0 + row + g + 8 * r < length)
-              *reinterpret_cast<float2*>(to + (g + 8 * r) * N + 8 * c + 2 * t) =
-                  make_float2(d[c][2 * r], d[c][2 * r + 1]);
+        for (int m = 0; m < rows; ++m)
+#pragma unroll
+          for (int r = 0; r < 2; ++r) {
+            const int i = i0 + row + 16 * m + g + 8 * r;
+            float* to = parts.data + (part * length + i) * N + column + 2 * t;
+            if (i >= length) continue;
+            *reinterpret_cast<float2*>(to) = make_float2(d[m][0][2 * r], d[m][0][2 * r + 1]);
+            *reinterpret_cast<float2*>(to + 8) = make_float2(d[m][1][2 * r], d[m][1][2 * r + 1]);
+          }
       }
+    }
   }
   const AttentionRows to_k(grad.dk, b, h, length, a.size.N, access.dk),
       to_v(grad.dv, b, h, length, a.size.P, access.dv);
