@@ -95,6 +95,53 @@ std::vector<OpCase> op_cases_pointwise() {
                                        {normal_tensor(rng, {odd_size(rng, 63), width + 3}, device)},
                                        {"x"}};
                    }});
+  for (const DropoutMask mask : {DropoutMask::element, DropoutMask::shared_over_time}) {
+    const bool shared = mask == DropoutMask::shared_over_time;
+    cases.push_back({shared ? "activation: one draw for all steps" : "activation: a draw for every element",
+                     Op::activation, [mask](uint64_t seed, Device device) {
+                       Rng rng(seed);
+                       const Shape shape{odd_size(rng, 7), odd_size(rng, 63), odd_size(rng, 63)};
+                       return OpInstance{[mask](Tape&, const Values& in) {
+                                           return Values{activation(Unary::gelu_tanh, in[0], 0.4, mask),
+                                                         activation(Unary::gelu, in[0], 0, mask)};
+                                         },
+                                         {normal_tensor(rng, shape, device)},
+                                         {"x"}};
+                     }});
+    cases.push_back(
+        {shared ? "gate: silu, a residual, one draw for all steps" : "gate: sigmoid, halves of rows",
+         Op::gate, [mask, shared](uint64_t seed, Device device) {
+           Rng rng(seed);
+           const int64_t width = odd_size(rng, 63);
+           const Shape shape{odd_size(rng, 7), odd_size(rng, 63), width};
+           return OpInstance{[=](Tape&, const Values& in) {
+                               const Values halves = split(in[0], {width, width});
+                               if (!shared) return Values{gate(Unary::sigmoid, halves[0], halves[1])};
+                               return Values{
+                                   gate(Unary::silu, halves[0], halves[1], {in[1], 0.3, mask}),
+                                   gate(Unary::silu, in[1], in[1], {in[1], 0.3, DropoutMask::element})};
+                             },
+                             {normal_tensor(rng, {shape[0], shape[1], 2 * width}, device),
+                              normal_tensor(rng, shape, device)},
+                             {"a and z", "residual"}};
+         }});
+  }
+  cases.push_back(
+      {"add_product: a row vector, a number a head", Op::add_product, [](uint64_t seed, Device device) {
+         Rng rng(seed);
+         const int64_t heads = odd_size(rng, 7), width = odd_size(rng, 63);
+         const Shape shape{2, odd_size(rng, 63), heads, width};
+         return OpInstance{
+             [=](Tape&, const Values& in) {
+               const Values parts = split(in[1], {width, 1});
+               return Values{add_product(in[0], parts[0], in[2]),
+                             add_product(in[0], in[0], reshape(in[3], {heads, width})),
+                             unary(Unary::sigmoid, in[0])};
+             },
+             {normal_tensor(rng, shape, device), normal_tensor(rng, {2, shape[1], heads, width + 1}, device),
+              normal_tensor(rng, {heads, 1}, device), normal_tensor(rng, {heads * width}, device)},
+             {"x", "a", "b of heads", "b of columns"}};
+       }});
   for (int axis : {0, 1, -1})
     cases.push_back({"sum: over axis " + std::to_string(axis), Op::sum, [axis](uint64_t seed, Device device) {
                        Rng rng(seed);

@@ -46,9 +46,9 @@ Var layer_norm(const Var& x, const Var& weight, const Var& bias, double epsilon)
         kernels::NormBackward g{
             .x = x.value(), .weight = weight.value(), .mean = mean, .rstd = rstd, .dy = b.dy()};
         with_parameters(b, g, weight.ref(), bias, [&] {
-          g.dx = b.destination(x.ref());
+          g.dx = b.destination_with_sent(x.ref(), g.dsum);
           kernels::layer_norm_backward(b.ctx(), g);
-          b.commit(x.ref(), g.dx);
+          b.commit_with_sent(x.ref(), g.dx, g.dsum);
         });
       });
 }
@@ -64,9 +64,9 @@ Var rms_norm(const Var& x, const Var& weight, double epsilon) {
   return x.tape().record(Op::rms_norm, n.y, {x, weight}, [x, weight, rstd = n.rstd](Backward& b) {
     kernels::NormBackward g{.x = x.value(), .weight = weight.value(), .rstd = rstd, .dy = b.dy()};
     with_parameters(b, g, weight.ref(), {}, [&] {
-      g.dx = b.destination(x.ref());
+      g.dx = b.destination_with_sent(x.ref(), g.dsum);
       kernels::layer_norm_backward(b.ctx(), g);
-      b.commit(x.ref(), g.dx);
+      b.commit_with_sent(x.ref(), g.dx, g.dsum);
     });
   });
 }
@@ -141,13 +141,14 @@ Var batch_norm_of(kernels::BatchNorm n, const Var& x, const Var& weight, const V
   return x.tape().record(
       Op::batch_norm, n.y, {x, weight, bias},
       [x, weight, bias = bias.ref(), mean = n.mean, rstd = n.rstd, training = n.training](Backward& b) {
-        Tensor dx = b.destination(x.ref()), dweight = b.destination(weight.ref()),
+        Tensor sent;
+        Tensor dx = b.destination_with_sent(x.ref(), sent), dweight = b.destination(weight.ref()),
                dbias = b.destination(bias);
         if (!dweight.defined()) dweight = b.ctx().empty(weight.shape(), weight.dtype());
         if (!dbias.defined()) dbias = b.ctx().empty(weight.shape(), weight.dtype());
         kernels::batch_norm_backward(b.ctx(), x.value(), weight.value(), mean, rstd, training, b.dy(), dx,
-                                     dweight, dbias);
-        b.commit(x.ref(), dx);
+                                     dweight, dbias, sent);
+        b.commit_with_sent(x.ref(), dx, sent);
         b.commit(weight.ref(), dweight);
         b.commit(bias, dbias);
       });

@@ -118,6 +118,66 @@ Var glu(const Var& x) {
   });
 }
 
+namespace {
+
+kernels::Dropout drawn(const Var& x, double p, DropoutMask mask) {
+  if (p == 0) return {};
+  return {p, x.tape().next_random_op(), mask == DropoutMask::shared_over_time};
+}
+
+}  // namespace
+
+Var activation(Unary f, const Var& x, double p, DropoutMask mask) {
+  if (p == 0) return unary(f, x);
+  const kernels::Dropout drop = drawn(x, p, mask);
+  Tensor y = x.ctx().empty_like(x.value());
+  kernels::activation(x.ctx(), f, x.value(), drop, y);
+  return x.tape().record(Op::activation, y, {x}, [f, drop, x](Backward& b) {
+    b.gradient(x, [&](Tensor& dx) { kernels::activation_backward(b.ctx(), f, x.value(), drop, b.dy(), dx); });
+  });
+}
+
+Var gate(Unary f, const Var& a, const Var& z, const GateOptions& options) {
+  const Var& residual = options.residual;
+  if (!(a.shape() == z.shape()) || (residual.defined() && !(residual.shape() == a.shape())))
+    fail(fmt::format("gate: a {} and z {} (and a residual) of one shape expected", to_string(a.value()),
+                     to_string(z.value())));
+  const kernels::Dropout drop = drawn(a, options.dropout, options.mask);
+  Tensor y = a.ctx().empty(a.shape(), a.dtype());
+  kernels::gate(a.ctx(), {f, a.value(), z.value(), residual.value(), drop}, y);
+  return a.tape().record(
+      Op::gate, y, {a, z, residual}, [f, a, z, residual = residual.ref(), drop](Backward& b) {
+        b.add_gradient(residual, b.dy());
+        Tensor da = b.destination(a.ref()), dz = b.destination(z.ref());
+        kernels::gate_backward(b.ctx(), {f, a.value(), z.value(), {}, drop}, b.dy(), da, dz);
+        b.commit(a.ref(), da);
+        b.commit(z.ref(), dz);
+      });
+}
+
+Var add_product(const Var& x, const Var& a, const Var& b) {
+  const Shape shape = x.shape();
+  int axis = b.rank() - 1, at = shape.rank() - 1;
+  int64_t group = 1;
+  for (; axis >= 0 && at >= 0 && b.dim(axis) == 1; --axis, --at) group *= shape[at];
+  for (; axis >= 0 && at >= 0 && b.dim(axis) == shape[at]; --axis, --at) {}
+  if (axis >= 0 || !(a.shape() == shape) || a.dtype() != x.dtype() || b.dtype() != x.dtype())
+    fail(fmt::format(
+        "add_product: x and a of one shape and b of their last axes expected, found {}, {} and {}",
+        to_string(x.value()), to_string(a.value()), to_string(b.value())));
+  Context& ctx = x.ctx();
+  Tensor y = ctx.empty(shape, x.dtype());
+  kernels::add_product(ctx, x.value(), a.value(), b.value().expand(shape), y);
+  return x.tape().record(Op::add_product, y, {x, a, b}, [x = x.ref(), a, b, group](Backward& back) {
+    back.add_gradient(x, back.dy());
+    Tensor sent;
+    Tensor da = back.destination_with_sent(a.ref(), sent), db = back.destination(b.ref());
+    kernels::add_product_backward(back.ctx(), back.dy(), a.value(), b.value(), group, sent, da, db);
+    back.commit_with_sent(a.ref(), da, sent);
+    back.commit(b.ref(), db);
+  });
+}
+
 Var sum(const Var& x, int axis, bool keep) {
   const int at = axis < 0 ? axis + x.rank() : axis;
   if (at < 0 || at >= x.rank())

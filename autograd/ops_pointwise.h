@@ -30,6 +30,22 @@ enum class DropoutMask : unsigned char { element, shared_over_time };
 /// outside [0, 1).
 Var dropout(const Var& x, double p, DropoutMask mask = DropoutMask::element);
 
+/// dropout(unary(f, x), p, mask) in one pass over memory. Kept: x.
+Var activation(Unary f, const Var& x, double p, DropoutMask mask = DropoutMask::element);
+
+/// What joins a gate in its pass: a residual (undefined: none), dropout of the gated value.
+struct GateOptions {
+  Var residual = {};
+  double dropout = 0;
+  DropoutMask mask = DropoutMask::element;
+};
+/// y = residual + dropout(a ∘ f(z)), equal shapes, f sigmoid or silu. Kept: a and z.
+Var gate(Unary f, const Var& a, const Var& z, const GateOptions& options = {});
+
+/// y = x + a ∘ b; x and a of one shape, b of a's last axes, the last of them perhaps of size 1 ([D] or [H, 1]
+/// for [B, T, H, P]). Kept: a and b.
+Var add_product(const Var& x, const Var& a, const Var& b);
+
 /// Gated linear unit: [..., 2D] → [..., D], y = a · σ(b), a and b the halves of x. Kept: x.
 Var glu(const Var& x);
 

@@ -128,10 +128,11 @@ void Tape::commit(int id, const Tensor& gradient) {
   } else if (slot.seen) {
     if (slot.borrowed) {  // out of place: the memory is another slot's as well
       Tensor sum = ctx_.empty(slot.shape, slot.dtype);
-      kernels::copy(ctx_, slot.gradient, sum);
+      kernels::binary(ctx_, kernels::Binary::add, slot.gradient, gradient, sum);
       slot.gradient = sum, slot.borrowed = false;
+    } else {
+      add_into(gradient, slot.gradient);
     }
-    add_into(gradient, slot.gradient);
   } else if (slot.handed) {  // the first consumer is still writing (a view's parent)
     if (slot.pending.defined())
       add_into(gradient, slot.pending);
@@ -239,6 +240,21 @@ Tensor Backward::destination(const VarRef& x) { return x.slot < 0 ? Tensor{} : t
 
 void Backward::commit(const VarRef& x, const Tensor& dx) {
   if (x.slot >= 0) tape_.commit(x.slot, dx);
+}
+
+Tensor Backward::destination_with_sent(const VarRef& x, Tensor& sent) {
+  if (x.slot < 0) return {};
+  const Tape::Slot& slot = tape_.slots_[static_cast<size_t>(x.slot)];
+  if (!slot.seen) return tape_.destination(x.slot);
+  sent = slot.gradient;
+  return slot.borrowed ? tape_.ctx_.empty(slot.shape, slot.dtype) : slot.gradient;
+}
+
+void Backward::commit_with_sent(const VarRef& x, const Tensor& dx, const Tensor& sent) {
+  if (x.slot < 0) return;
+  if (!sent.defined()) return tape_.commit(x.slot, dx);
+  Tape::Slot& slot = tape_.slots_[static_cast<size_t>(x.slot)];
+  slot.gradient = dx, slot.borrowed = false;
 }
 
 void Backward::add_gradient(const VarRef& x, const Tensor& dx) { commit(x, dx); }

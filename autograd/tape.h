@@ -89,6 +89,11 @@ class Backward {
   /// For ops with several inputs written by one kernel: destination (undefined if not wanted), then commit.
   Tensor destination(const VarRef& x);
   void commit(const VarRef& x, const Tensor& dx);
+  /// For kernels that can add: `sent` is what other consumers have sent so far (or undefined), the result a
+  /// place to write sent + own part to (it may be `sent` itself; undefined if not wanted). Then
+  /// commit_with_sent.
+  Tensor destination_with_sent(const VarRef& x, Tensor& sent);
+  void commit_with_sent(const VarRef& x, const Tensor& dx, const Tensor& sent);
 
  private:
   friend class Tape;

@@ -6,6 +6,7 @@
 
 #include "tensor/context.h"
 #include "tensor/error.h"
+#include "tensor/kernels.h"
 #include "tensor/rng.h"
 #include "tensor/vec.h"
 
@@ -34,7 +35,12 @@ struct DropoutStream {
     const Philox4 w = words(element >> 2);
     Vec<T, width> f;
 #pragma unroll
-    for (int i = 0; i < width; ++i) f.x[i] = w.x[(element + i) & 3] >= threshold ? T(keep_scale) : T(0);
+    for (int i = 0; i < width; ++i) {  // no index that the compiler does not know: words stay in registers
+      uint32_t word = w.x[i & 3];
+      if (width == 2) word = element & 2 ? w.x[(i + 2) & 3] : word;
+      if (width == 1) word = element & 2 ? (element & 1 ? w.x[3] : w.x[2]) : (element & 1 ? w.x[1] : w.x[0]);
+      f.x[i] = word >= threshold ? T(keep_scale) : T(0);
+    }
     return f;
   }
 };
@@ -45,6 +51,41 @@ inline DropoutStream dropout_stream(const Context& ctx, double p, uint32_t op) {
   const double threshold = std::nearbyint(p * 4294967296.0);
   return {ctx.step_state().data<int64_t>(), op,
           threshold < 4294967295.0 ? static_cast<uint32_t>(threshold) : 4294967295u, 1.0 / (1.0 - p)};
+}
+
+/// The mask of a tensor's elements, in row-major order: a draw each, or [B, T, D] with one draw for all T of
+/// (b, d).
+struct MaskedElements {
+  DropoutStream stream;
+  int64_t time, width;  ///< time 0: a draw each
+
+  template <class T, int pack>
+  ET_HD Vec<T, pack> factors(int64_t element) const {
+    if (time == 0) return stream.template factors<T, pack>(element);
+    const int64_t row =
+        element <= INT32_MAX
+            ? static_cast<int64_t>(static_cast<uint32_t>(element) / static_cast<uint32_t>(width))
+            : element / width;
+    const int64_t batch = row <= INT32_MAX
+                              ? static_cast<int64_t>(static_cast<uint32_t>(row) / static_cast<uint32_t>(time))
+                              : row / time;
+    const int64_t column = element - row * width;
+    if (width % pack == 0) return stream.template factors<T, pack>(batch * width + column);
+    Vec<T, pack> f;  // a pack of a dense tensor may reach into the next row
+#pragma unroll
+    for (int i = 0; i < pack; ++i) {
+      const int64_t r = (element + i) / width;
+      f.x[i] = stream.template factors<T, 1>(r / time * width + (element + i) % width).x[0];
+    }
+    return f;
+  }
+};
+
+inline MaskedElements masked_elements(const Context& ctx, const kernels::Dropout& drop, const Tensor& x) {
+  if (drop.shared_over_time && x.rank() != 3)
+    fail("dropout: a mask shared over time needs x [B, T, D], found " + to_string(x));
+  return {dropout_stream(ctx, drop.p, drop.op), drop.shared_over_time ? x.dim(1) : 0,
+          drop.shared_over_time ? x.dim(2) : 1};
 }
 
 /// Host loops: factors of elements start … start + n − 1 into out, whole blocks at a time; out has room for

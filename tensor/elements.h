@@ -214,13 +214,9 @@ struct ElementsAtOffsets {
   }
 };
 
-/// y = f(x…) for up to three inputs of y's shape (expand them first).
 template <class T, class F, size_t inputs>
-void map_elements(const Context& ctx, const F& f, const std::array<Tensor, inputs>& x, const Tensor& y) {
+void map_elements_cpu(const Context& ctx, const F& f, const std::array<Tensor, inputs>& x, const Tensor& y) {
   static_assert(inputs <= 3);
-#ifdef EIGENTRACE_WITH_CUDA
-  if (ctx.device().is_cuda()) return map_elements_cuda<T>(ctx, f, x, std::array{y});
-#endif
   ElementsAtOffsets<T, F, inputs> at{f, {}, y.data<T>()};
   const Tensor* operands[4] = {&y, &y, &y, &y};
   size_t o = 0;
@@ -229,6 +225,15 @@ void map_elements(const Context& ctx, const F& f, const std::array<Tensor, input
     operands[o++] = &tensor;
   }
   for_each_offset(ctx, strided_index(*operands[0], *operands[1], *operands[2], *operands[3]), at);
+}
+
+/// y = f(x…) for up to three inputs of y's shape (expand them first).
+template <class T, class F, size_t inputs>
+void map_elements(const Context& ctx, const F& f, const std::array<Tensor, inputs>& x, const Tensor& y) {
+#ifdef EIGENTRACE_WITH_CUDA
+  if (ctx.device().is_cuda()) return map_elements_cuda<T>(ctx, f, x, std::array{y});
+#endif
+  map_elements_cpu<T>(ctx, f, x, y);
 }
 
 }  // namespace eigentrace

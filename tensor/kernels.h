@@ -38,6 +38,17 @@ void unary(Context& ctx, Unary f, const Tensor& x, Tensor& y);  ///< y = f(x)
 /// dx = dy · f′(x)
 void unary_backward(Context& ctx, Unary f, const Tensor& x, const Tensor& dy, Tensor& dx);
 
+/// Dropout as a part of another kernel; p = 0: none.
+struct Dropout {
+  double p = 0;
+  uint32_t op = 0;  ///< of the random stream
+  bool shared_over_time = false;
+};
+/// y = dropout(f(x)), and dx of it.
+void activation(Context& ctx, Unary f, const Tensor& x, const Dropout& drop, Tensor& y);
+void activation_backward(Context& ctx, Unary f, const Tensor& x, const Dropout& drop, const Tensor& dy,
+                         Tensor& dx);
+
 enum class Binary : unsigned char { add, sub, mul, div };
 const char* name_of(Binary f);
 
@@ -50,6 +61,22 @@ void glu(Context& ctx, const Tensor& x, Tensor& y);                   ///< y = a
 void glu_backward(Context& ctx, const Tensor& x, const Tensor& dy, Tensor& dx);
 /// y = x · mask(op) / (1 − p), strided; the backward pass is the same map of dy. See tensor/dropout_stream.h.
 void dropout(Context& ctx, const Tensor& x, double p, uint32_t op, bool shared_over_time, Tensor& y);
+/// y = residual + dropout(a f(z)), strided; f sigmoid or silu, residual may be undefined. gate.cu
+struct Gate {
+  Unary f = Unary::sigmoid;
+  Tensor a, z, residual = {};
+  Dropout drop = {};
+};
+void gate(Context& ctx, const Gate& g, Tensor& y);
+/// da, dz: undefined if not wanted.
+void gate_backward(Context& ctx, const Gate& g, const Tensor& dy, Tensor& da, Tensor& dz);
+/// y = x + a ∘ b, strided (expand b).
+void add_product(Context& ctx, const Tensor& x, const Tensor& a, const Tensor& b, Tensor& y);
+/// da = sent + dy ∘ b, db = Σ_rows dy ∘ a for dy, a, sent, da seen as [rows, C] and b [C / group], each for
+/// `group` neighbours. sent (may be da itself), da and db: undefined if absent or not wanted. dy dense,
+/// add_product.cu
+void add_product_backward(Context& ctx, const Tensor& dy, const Tensor& a, const Tensor& b, int64_t group,
+                          const Tensor& sent, Tensor& da, Tensor& db);
 /// y = Σ x over one axis (dropped or of size 1 in y), fixed order. y dense.
 void sum(Context& ctx, const Tensor& x, int axis, Tensor& y);
 
@@ -63,8 +90,8 @@ struct NormForward {
   Tensor sum = {}, y = {}, mean = {}, rstd = {};  ///< written
 };
 void layer_norm(Context& ctx, const NormForward& n);
-/// x is what was normalised (`sum` in the residual form). dsum, if defined, is added to dx. Written: those of
-/// dx, dbranch = mask dx / (1 − p), dweight, dbias that are defined (dbranch needs dx).
+/// x is what was normalised (`sum` in the residual form). dsum, if defined, is added to dx (and may be dx).
+/// Written: those of dx, dbranch = mask dx / (1 − p), dweight, dbias that are defined (dbranch needs dx).
 struct NormBackward {
   Tensor x, weight, mean = {}, rstd, dy, dsum = {};
   double p = 0;
@@ -85,9 +112,10 @@ struct BatchNorm {
 };
 void batch_norm(Context& ctx, const BatchNorm& n);
 /// dx may be undefined (not wanted); dweight and dbias are written always, dx of a training pass needs them.
+/// dsum, if defined, is added to dx (and may be dx).
 void batch_norm_backward(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& mean,
                          const Tensor& rstd, bool training, const Tensor& dy, Tensor& dx, Tensor& dweight,
-                         Tensor& dbias);
+                         Tensor& dbias, const Tensor& dsum = {});
 
 // --- along a sequence (kernels/embedding.cu, causal_conv1d.cu, pool.cu, reverse_time.cu)
 /// y[b,t] = x[b,T−1−t]; x, y [B,T,D] strided with a dense last axis

@@ -49,7 +49,7 @@ class Mamba1 final : public Mixer {
     return {selective_scan(t.x, t.delta, forward(a_log_), t.b, t.c, forward(skip_)), {}};
   }
   Var finish(Forward& forward, const Terms& terms, const Var& y) const override {
-    return out_(forward, mul(y, unary(Unary::silu, own(terms).z)));
+    return out_(forward, gate(Unary::silu, y, own(terms).z));
   }
   Realisation realise(const Terms& terms, const Mixed&) const override {
     const Mamba1Terms& t = own(terms);

@@ -53,7 +53,7 @@ class SwiGlu {
     w3_ = Linear(list, name + ".w3", inner, width, false);
   }
   Var operator()(const Forward& forward, const Var& x) const {
-    return w3_(forward, mul(unary(Unary::silu, w1_(forward, x)), w2_(forward, x)));
+    return w3_(forward, gate(Unary::silu, w2_(forward, x), w1_(forward, x)));
   }
 
  private:

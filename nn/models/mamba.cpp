@@ -29,7 +29,7 @@ class Block {
     const ResidualNorm before = prenorm_ ? norm_of(forward, norm_, in) : ResidualNorm{in.x, in.x};
     const Var mixed = (*mixer_)(forward, layer, before.normed);
     forward.tape.set_scope(scope_);
-    const Var active = dropout(unary(Unary::gelu, mixed), rate);
+    const Var active = activation(Unary::gelu, mixed, rate);
     Stream out{before.sum, glu_ ? glu(linear_(forward, active)) : active, rate};
     if (!prenorm_) out = {norm_of(forward, norm_, out).normed, {}, 0};
     if (forward.on_block) {

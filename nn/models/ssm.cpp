@@ -71,30 +71,35 @@ class Layer {
   Var operator()(Forward& forward, int layer, const Var& x) const {
     forward.tape.set_scope(scope_);
     const Var y = (*mixer_)(forward, layer, prenorm_ ? normalize_(forward, x) : x);
-    const Var sum = add(x, activate(forward, y));
+    const Var sum = activate(forward, y, x);
     return prenorm_ ? sum : normalize_(forward, sum);
   }
 
  private:
-  Var drop(const Forward& forward, const Var& x) const {
-    return dropout(x, forward.rate(rate_), DropoutMask::shared_over_time);
-  }
-  Var activate(const Forward& forward, const Var& y) const {
-    Var g = drop(forward, unary(Unary::gelu_tanh, y));
+  /// x + act(y).
+  Var activate(const Forward& forward, const Var& y, const Var& x) const {
+    const double rate = forward.rate(rate_);
+    constexpr DropoutMask mask = DropoutMask::shared_over_time;
+    const Var g = activation(Unary::gelu_tanh, y, rate, mask);
+    const auto gated = [&](const Var& a, const Var& z) {
+      return gate(Unary::sigmoid, a, z, {x, rate, mask});
+    };
     switch (activation_) {
       case SsmActivation::full_glu: {  // both projections in one product
         const Var kernel = concat({forward(out1_.kernel), forward(out2_.kernel)});
         const Var bias = concat({forward(out1_.bias), forward(out2_.bias)});
-        return drop(forward, glu(linear(g, transpose(kernel, 0, 1), bias)));
+        const Var both = linear(g, transpose(kernel, 0, 1), bias);
+        const std::vector<Var> halves = split(both, {both.dim(-1) / 2, both.dim(-1) / 2});
+        return gated(halves[0], halves[1]);
       }
       case SsmActivation::half_glu1:
-        return drop(forward, mul(g, unary(Unary::sigmoid, out2_(forward, g))));
+        return gated(g, out2_(forward, g));
       case SsmActivation::half_glu2:
-        return drop(forward, mul(y, unary(Unary::sigmoid, out2_(forward, g))));
+        return gated(y, out2_(forward, g));
       case SsmActivation::gelu:
         break;
     }
-    return g;
+    return add(x, g);
   }
 
   std::string scope_;

@@ -41,7 +41,7 @@ class ChannelMixer {
     if (kind_ == MixerKind::none) return {s.normed, {}, 0};
     const Var e = encoder_(forward, s.normed);
     if (kind_ == MixerKind::glu) return {s.sum, glu(e), 0};
-    const Var y = decoder_(forward, dropout(unary(Unary::gelu, e), rate));
+    const Var y = decoder_(forward, activation(Unary::gelu, e, rate));
     if (kind_ == MixerKind::mlp) return {s.sum, y, rate};
     const Var a = unary(Unary::sigmoid, forward(alpha_));  // a glu(e) + (1 − a) y
     return {s.sum, add(y, mul(a, sub(glu(e), y))), rate};
@@ -78,7 +78,7 @@ class Block {
     forward.tape.set_scope(scope_ + ".mixer");
     const ResidualNorm between = norm_of(forward, norm_, {before.sum, attended, forward.rate(rate_)});
     Stream out = mixer_(forward, between);
-    if (gated_) out = {mul(sum_of(out), unary(Unary::silu, z)), {}, 0};
+    if (gated_) out = {gate(Unary::silu, sum_of(out), z), {}, 0};
     if (forward.on_block) {
       out = {sum_of(out), {}, 0};
       forward.on_block(layer, out.x);

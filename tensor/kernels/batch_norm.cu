@@ -98,13 +98,15 @@ struct BackwardX {
   Rows<T> x, dy, dx;
   const T *mean, *rstd, *weight;
   const T *dweight, *dbias;  // null in evaluation: the statistics do not depend on x
+  Rows<T> dsum;              // data null: absent
   ET_HD void operator()(int64_t row, int64_t i) const {
     T g = dy.data[row * dy.stride + i];
     if (dweight) {
       const T normed = (x.data[row * x.stride + i] - mean[i]) * rstd[i];
       g -= (dbias[i] + normed * dweight[i]) / static_cast<T>(x.rows);
     }
-    dx.data[row * dx.stride + i] = weight[i] * rstd[i] * g;
+    const T sent = dsum.data ? dsum.data[row * dsum.stride + i] : T(0);
+    dx.data[row * dx.stride + i] = sent + weight[i] * rstd[i] * g;
   }
 };
 
@@ -162,11 +164,11 @@ void batch_norm(Context& ctx, const BatchNorm& n) {
 
 void batch_norm_backward(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& mean,
                          const Tensor& rstd, bool training, const Tensor& dy, Tensor& dx, Tensor& dweight,
-                         Tensor& dbias) {
+                         Tensor& dbias, const Tensor& dsum) {
   const int64_t width = x.dim(-1);
 #ifdef EIGENTRACE_WITH_CUDA
   if (ctx.device().is_cuda())
-    return batch_norm_backward_cuda(ctx, x, weight, mean, rstd, training, dy, dx, dweight, dbias);
+    return batch_norm_backward_cuda(ctx, x, weight, mean, rstd, training, dy, dx, dweight, dbias, dsum);
 #endif
   const Blocks blocks = blocks_of(ctx, width == 0 ? 0 : x.numel() / width);
   const Tensor sum_weight = ctx.empty({blocks.count, width}, x.dtype());
@@ -187,11 +189,13 @@ void batch_norm_backward(Context& ctx, const Tensor& x, const Tensor& weight, co
   if (!dx.defined()) return;
   dispatch_floating(ctx, "batch_norm_backward", x.dtype(), [&]<class T>() {
     const Rows<T> rows = rows_of<T>(x, "batch_norm_backward: x");
-    for_each_in_rows(ctx, rows.rows, width,
-                     BackwardX<T>{rows, rows_of<T>(dy, "batch_norm_backward: dy"),
-                                  rows_of<T>(dx, "batch_norm_backward: dx"), mean.data<T>(), rstd.data<T>(),
-                                  weight.data<T>(), training ? dweight.data<T>() : nullptr,
-                                  training ? dbias.data<T>() : nullptr});
+    for_each_in_rows(
+        ctx, rows.rows, width,
+        BackwardX<T>{
+            rows, rows_of<T>(dy, "batch_norm_backward: dy"), rows_of<T>(dx, "batch_norm_backward: dx"),
+            mean.data<T>(), rstd.data<T>(), weight.data<T>(), training ? dweight.data<T>() : nullptr,
+            training ? dbias.data<T>() : nullptr,
+            dsum.defined() ? rows_of<T>(dsum, "batch_norm_backward: dsum") : Rows<T>{nullptr, 0, 0, 0}});
   });
 }
 

@@ -177,24 +177,31 @@ __global__ void __launch_bounds__(256)
   store_vec(partial + (2 * blockIdx.y + 1) * x.cols + column, sum);
 }
 
-struct BatchNormBackward {  // training; factor: 1/rows
+struct BatchNormBackward {  // training; factor: 1/rows; dsum: none or one
   double factor;
-  template <class T>
-  ET_HD T operator()(T dy, T x, T mean, T rstd, T weight, T dweight, T dbias) const {
+  template <class T, class... Sent>
+  ET_HD T operator()(T dy, T x, T mean, T rstd, T weight, T dweight, T dbias, Sent... dsum) const {
     const T normed = (x - mean) * rstd;
-    return weight * rstd * (dy - (dbias + normed * dweight) * T(factor));
+    return (T(0) + ... + dsum) + weight * rstd * (dy - (dbias + normed * dweight) * T(factor));
   }
 };
 struct BatchNormBackwardFixed {
-  template <class T>
-  ET_HD T operator()(T dy, T rstd, T weight) const {
-    return weight * rstd * dy;
+  template <class T, class... Sent>
+  ET_HD T operator()(T dy, T rstd, T weight, Sent... dsum) const {
+    return (T(0) + ... + dsum) + weight * rstd * dy;
   }
 };
 
+template <size_t n>
+std::array<Tensor, n - 1> without_last(const std::array<Tensor, n>& all) {
+  std::array<Tensor, n - 1> rest;
+  std::copy(all.begin(), all.end() - 1, rest.begin());
+  return rest;
+}
+
 inline void batch_norm_backward_cuda(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& mean,
                                      const Tensor& rstd, bool training, const Tensor& dy, Tensor& dx,
-                                     Tensor& dweight, Tensor& dbias) {
+                                     Tensor& dweight, Tensor& dbias, const Tensor& dsum) {
   const int64_t width = x.dim(-1), rows = width == 0 ? 0 : x.numel() / width;
   const int64_t tiles = std::max<int64_t>(1, (width + 127) / 128), wanted = std::max<int64_t>(1, 528 / tiles);
   const int64_t chunk = std::max<int64_t>(64, (rows + wanted - 1) / wanted),
@@ -216,13 +223,18 @@ inline void batch_norm_backward_cuda(Context& ctx, const Tensor& x, const Tensor
              SplitSink<T>{dweight.data<T>(), dbias.data<T>(), width});
     if (!dx.defined()) return;
     const auto row = [&](const Tensor& v) { return v.expand(x.shape()); };
-    if (training)
-      map_elements_cuda<T>(ctx, BatchNormBackward{1.0 / static_cast<double>(std::max<int64_t>(rows, 1))},
-                           std::array{dy, x, row(mean), row(rstd), row(weight), row(dweight), row(dbias)},
-                           std::array{dx});
+    const std::array to{dx};
+    const BatchNormBackward with_statistics{1.0 / static_cast<double>(std::max<int64_t>(rows, 1))};
+    const std::array all{dy, x, row(mean), row(rstd), row(weight), row(dweight), row(dbias), dsum};
+    const std::array fixed{dy, row(rstd), row(weight), dsum};
+    if (training && dsum.defined())
+      map_elements_cuda<T>(ctx, with_statistics, all, to);
+    else if (training)
+      map_elements_cuda<T>(ctx, with_statistics, without_last(all), to);
+    else if (dsum.defined())
+      map_elements_cuda<T>(ctx, BatchNormBackwardFixed{}, fixed, to);
     else
-      map_elements_cuda<T>(ctx, BatchNormBackwardFixed{}, std::array{dy, row(rstd), row(weight)},
-                           std::array{dx});
+      map_elements_cuda<T>(ctx, BatchNormBackwardFixed{}, without_last(fixed), to);
   });
 }
 #endif

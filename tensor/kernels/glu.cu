@@ -28,13 +28,13 @@ struct BackwardOf {
 };
 
 #ifdef EIGENTRACE_WITH_CUDA
-struct Gate {
+struct GluForward {
   template <class T>
   ET_HD T operator()(T a, T b) const {
     return a * sigmoid(b);
   }
 };
-struct GateBackward {  // a, b, dy → da, db
+struct GluBackward {  // a, b, dy → da, db
   template <class T, int width>
   ET_HD void pack(int64_t, const Vec<T, width> (&x)[3], Vec<T, width> (&y)[2]) const {
 #pragma unroll
@@ -55,7 +55,7 @@ void glu(Context& ctx, const Tensor& x, Tensor& y) {
   dispatch_floating(ctx, "glu", x.dtype(), [&]<class T>() {
 #ifdef EIGENTRACE_WITH_CUDA
     if (ctx.device().is_cuda())
-      return map_elements_cuda<T>(ctx, Gate{}, std::array{half(x, 0), half(x, 1)}, std::array{y});
+      return map_elements_cuda<T>(ctx, GluForward{}, std::array{half(x, 0), half(x, 1)}, std::array{y});
 #endif
     const Rows<T> rows = rows_of<T>(y, "glu: y");
     for_each_in_rows(ctx, rows.rows, rows.cols, Forward<T>{rows_of<T>(x, "glu: x"), rows});
@@ -66,7 +66,7 @@ void glu_backward(Context& ctx, const Tensor& x, const Tensor& dy, Tensor& dx) {
   dispatch_floating(ctx, "glu_backward", x.dtype(), [&]<class T>() {
 #ifdef EIGENTRACE_WITH_CUDA
     if (ctx.device().is_cuda())
-      return map_elements_cuda<T>(ctx, GateBackward{}, std::array{half(x, 0), half(x, 1), dy},
+      return map_elements_cuda<T>(ctx, GluBackward{}, std::array{half(x, 0), half(x, 1), dy},
                                   std::array{half(dx, 0), half(dx, 1)});
 #endif
     const Rows<T> rows = rows_of<T>(dy, "glu_backward: dy");

@@ -1,122 +1,14 @@
-// Pointwise functions of one argument: y = f(x), dx = dy · f′(x), with x read again in the backward pass.
+// Pointwise functions of one argument: y = f(x), dx = dy · f′(x), with x read again in the backward pass;
+// alone or with the dropout that follows them, y = m f(x).
+#include "tensor/dropout_stream.h"
 #include "tensor/elements.h"
+#include "tensor/functions.h"
 #include "tensor/kernels.h"
-#include "tensor/math.h"
-#include "tensor/normal.h"
 
 namespace eigentrace::kernels {
 namespace {
 
-constexpr double sqrt_2_over_pi = 0.79788456080286535588, gelu_cubic = 0.044715;
-
-// One struct a function: its value and its derivative, neighbours.
-struct Neg {
-  template <class T>
-  ET_HD static T value(T x) {
-    return -x;
-  }
-  template <class T>
-  ET_HD static T derivative(T) {
-    return T(-1);
-  }
-};
-struct Exp {
-  template <class T>
-  ET_HD static T value(T x) {
-    return fast_exp(x);
-  }
-  template <class T>
-  ET_HD static T derivative(T x) {
-    return fast_exp(x);
-  }
-};
-struct Relu {
-  template <class T>
-  ET_HD static T value(T x) {
-    return x > 0 ? x : T(0);
-  }
-  template <class T>
-  ET_HD static T derivative(T x) {
-    return x > 0 ? T(1) : T(0);
-  }
-};
-struct Sigmoid {
-  template <class T>
-  ET_HD static T value(T x) {
-    return sigmoid(x);
-  }
-  template <class T>
-  ET_HD static T derivative(T x) {
-    return sigmoid(x) * sigmoid(-x);
-  }
-};
-struct Silu {
-  template <class T>
-  ET_HD static T value(T x) {
-    return x * sigmoid(x);
-  }
-  template <class T>
-  ET_HD static T derivative(T x) {
-    const T s = sigmoid(x);
-    return s * (T(1) + x * (T(1) - s));
-  }
-};
-struct Gelu {  // x Φ(x), Φ the normal distribution function
-  template <class T>
-  ET_HD static T value(T x) {
-    return x * normal(x).cdf;
-  }
-  template <class T>
-  ET_HD static T derivative(T x) {
-    const Normal<T> n = normal(x);
-    return n.cdf + x * n.density;
-  }
-};
-struct GeluTanh {  // x/2 (1 + tanh(√(2/π)(x + 0.044715 x³))) = x σ(2√(2/π)(x + 0.044715 x³))
-  template <class T>
-  ET_HD static T inner(T x) {
-    return T(2 * sqrt_2_over_pi) * (x + T(gelu_cubic) * x * x * x);
-  }
-  template <class T>
-  ET_HD static T value(T x) {
-    return x * sigmoid(inner(x));
-  }
-  template <class T>
-  ET_HD static T derivative(T x) {
-    const T s = sigmoid(inner(x));
-    return s + x * s * (T(1) - s) * T(2 * sqrt_2_over_pi) * (T(1) + T(3 * gelu_cubic) * x * x);
-  }
-};
-struct Softplus {
-  template <class T>
-  ET_HD static T value(T x) {
-    return softplus(x);
-  }
-  template <class T>
-  ET_HD static T derivative(T x) {
-    return sigmoid(x);
-  }
-};
-struct Elu {
-  template <class T>
-  ET_HD static T value(T x) {
-    return x > 0 ? x : T(expm1(x));
-  }
-  template <class T>
-  ET_HD static T derivative(T x) {
-    return x > 0 ? T(1) : fast_exp(x);
-  }
-};
-struct EluPlusOne {  // the feature map of linear attention: positive
-  template <class T>
-  ET_HD static T value(T x) {
-    return x > 0 ? x + T(1) : fast_exp(x);
-  }
-  template <class T>
-  ET_HD static T derivative(T x) {
-    return x > 0 ? T(1) : fast_exp(x);
-  }
-};
+using functions::with_function;
 
 template <class F>
 struct Forward {
@@ -133,32 +25,28 @@ struct BackwardOf {
   }
 };
 
-/// body.operator()<F>() for the struct of f.
-template <class Body>
-void with_function(Unary f, Body&& body) {
-  switch (f) {
-    case Unary::neg:
-      return body.template operator()<Neg>();
-    case Unary::exp:
-      return body.template operator()<Exp>();
-    case Unary::relu:
-      return body.template operator()<Relu>();
-    case Unary::sigmoid:
-      return body.template operator()<Sigmoid>();
-    case Unary::silu:
-      return body.template operator()<Silu>();
-    case Unary::gelu:
-      return body.template operator()<Gelu>();
-    case Unary::gelu_tanh:
-      return body.template operator()<GeluTanh>();
-    case Unary::softplus:
-      return body.template operator()<Softplus>();
-    case Unary::elu:
-      return body.template operator()<Elu>();
-    case Unary::elu_plus_one:
-      return body.template operator()<EluPlusOne>();
+#ifdef EIGENTRACE_WITH_CUDA
+template <class F>
+struct Masked {
+  MaskedElements mask;
+  template <class T, int width>
+  ET_HD void pack(int64_t element, const Vec<T, width> (&x)[1], Vec<T, width> (&y)[1]) const {
+    y[0] = mask.template factors<T, width>(element);
+#pragma unroll
+    for (int i = 0; i < width; ++i) y[0].x[i] *= F::value(x[0].x[i]);
   }
-}
+};
+template <class F>
+struct MaskedBackward {
+  MaskedElements mask;
+  template <class T, int width>
+  ET_HD void pack(int64_t element, const Vec<T, width> (&x)[2], Vec<T, width> (&y)[1]) const {
+    y[0] = mask.template factors<T, width>(element);
+#pragma unroll
+    for (int i = 0; i < width; ++i) y[0].x[i] *= x[1].x[i] * F::derivative(x[0].x[i]);
+  }
+};
+#endif
 
 }  // namespace
 
@@ -181,6 +69,38 @@ void unary_backward(Context& ctx, Unary f, const Tensor& x, const Tensor& dy, Te
   dispatch_floating(ctx, "unary_backward", x.dtype(), [&]<class T>() {
     with_function(f, [&]<class F>() { map_elements<T>(ctx, BackwardOf<F>{}, std::array{x, dy}, dx); });
   });
+}
+
+void activation(Context& ctx, Unary f, const Tensor& x, const Dropout& drop, Tensor& y) {
+  if (drop.p == 0) return unary(ctx, f, x, y);
+#ifdef EIGENTRACE_WITH_CUDA
+  if (ctx.device().is_cuda()) {
+    const MaskedElements mask = masked_elements(ctx, drop, x);
+    return dispatch_floating(ctx, "activation", x.dtype(), [&]<class T>() {
+      with_function(
+          f, [&]<class F>() { map_elements_cuda<T>(ctx, Masked<F>{mask}, std::array{x}, std::array{y}); });
+    });
+  }
+#endif
+  unary(ctx, f, x, y);
+  dropout(ctx, y, drop.p, drop.op, drop.shared_over_time, y);
+}
+
+void activation_backward(Context& ctx, Unary f, const Tensor& x, const Dropout& drop, const Tensor& dy,
+                         Tensor& dx) {
+  if (drop.p == 0) return unary_backward(ctx, f, x, dy, dx);
+#ifdef EIGENTRACE_WITH_CUDA
+  if (ctx.device().is_cuda()) {
+    const MaskedElements mask = masked_elements(ctx, drop, x);
+    return dispatch_floating(ctx, "activation_backward", x.dtype(), [&]<class T>() {
+      with_function(f, [&]<class F>() {
+        map_elements_cuda<T>(ctx, MaskedBackward<F>{mask}, std::array{x, dy}, std::array{dx});
+      });
+    });
+  }
+#endif
+  dropout(ctx, dy, drop.p, drop.op, drop.shared_over_time, dx);
+  unary_backward(ctx, f, x, dx, dx);
 }
 
 }  // namespace eigentrace::kernels
