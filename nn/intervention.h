@@ -27,6 +27,8 @@ class Intervener {
   /// Sets forward.on_mixer. The object must outlive the pass.
   void attach(Forward& forward);
   const Interventions& interventions() const { return *interventions_; }
+  /// True iff a layer was simulated.
+  bool replayed() const { return !simulations_.empty(); }
   /// S4: largest condition of an eigenvector; 0: none was needed.
   double condition() const;
 

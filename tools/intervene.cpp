@@ -26,17 +26,6 @@ std::vector<int64_t> places(const std::string& text, const char* option) {
   }
 }
 
-std::string path_name(InterventionPath path, const std::vector<Intervention>& list, const Model& model) {
-  if (list.empty()) return "none";
-  const std::vector<const Mixer*> mixers = model.mixers();
-  for (const Intervention& one : list)
-    for (size_t layer = 0; layer < mixers.size(); ++layer)
-      if (one.in_layer(int64_t(layer)) &&
-          (path == InterventionPath::replay || !mixers[layer]->has_mix_with()))
-        return "replay";
-  return "ops";
-}
-
 }  // namespace
 
 InterventionTable run_interventions(const RunFolder& folder, const InterveneRequest& request) {
@@ -90,10 +79,11 @@ InterventionTable run_interventions(const RunFolder& folder, const InterveneRequ
     InterventionHook hook(resolved[n], model, folder.initial(), request.path);
     const auto start = std::chrono::steady_clock::now();
     InterventionResult row;
-    row.change = rows[n].first, row.path = path_name(request.path, rows[n].second, model);
+    row.change = rows[n].first;
     row.evaluation = evaluate(ctx, model, *task, split, batch, published, table.examples,
                               rows[n].second.empty() ? PassHook() : hook.hook());
     row.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    row.path = rows[n].second.empty() ? "none" : hook.replayed() ? "replay" : "ops";
     row.condition = hook.condition();
     table.rows.push_back(std::move(row));
   }

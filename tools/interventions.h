@@ -42,6 +42,7 @@ class InterventionHook {
   /// For evaluate(); valid while this object lives.
   PassHook hook();
   double condition() const { return intervener_.condition(); }
+  bool replayed() const { return intervener_.replayed(); }
 
  private:
   std::shared_ptr<Interventions> interventions_;

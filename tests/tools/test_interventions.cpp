@@ -145,6 +145,7 @@ TEST_CASE("interventions: evaluation with and without, by ops and by replay, one
     CHECK(table.rows[1].evaluation.loss == doctest::Approx(table.rows[0].evaluation.loss).epsilon(1e-10));
     for (size_t n = 2; n < 7; ++n) CHECK(std::abs(table.rows[n].evaluation.loss - evaluated.loss) > 1e-7);
     CHECK(table.rows[2].path == (std::string(fn) == "sm-attention" ? "replay" : "ops"));
+    CHECK(table.rows[4].path == "replay");  // another model's eigenvalues on the same batch
     request.path = InterventionPath::replay;
     const InterventionTable replayed = run_interventions(folder, request);
     for (size_t n = 0; n < 7; ++n)
