@@ -21,7 +21,6 @@ namespace eigentrace {
   X(activation, "y = f(x) m / (1 − p), unary and dropout in one pass")    \
   X(glu, "y = a σ(b), [a, b] = x")                                        \
   X(gate, "y = r + a f(z) m / (1 − p), f = σ or SiLU")                    \
-  X(add_product, "y = x + a ∘ b, b broadcast over rows")                  \
   X(sum, "y = Σ x over axes")                                             \
   /* ops_norm.h */                                                        \
   X(layer_norm, "y = (x − mean)/√(var + ε) w + b over the last axis")     \

@@ -126,22 +126,6 @@ std::vector<OpCase> op_cases_pointwise() {
                              {"a and z", "residual"}};
          }});
   }
-  cases.push_back(
-      {"add_product: a row vector, a number a head", Op::add_product, [](uint64_t seed, Device device) {
-         Rng rng(seed);
-         const int64_t heads = odd_size(rng, 7), width = odd_size(rng, 63);
-         const Shape shape{2, odd_size(rng, 63), heads, width};
-         return OpInstance{
-             [=](Tape&, const Values& in) {
-               const Values parts = split(in[1], {width, 1});
-               return Values{add_product(in[0], parts[0], in[2]),
-                             add_product(in[0], in[0], reshape(in[3], {heads, width})),
-                             unary(Unary::sigmoid, in[0])};
-             },
-             {normal_tensor(rng, shape, device), normal_tensor(rng, {2, shape[1], heads, width + 1}, device),
-              normal_tensor(rng, {heads, 1}, device), normal_tensor(rng, {heads * width}, device)},
-             {"x", "a", "b of heads", "b of columns"}};
-       }});
   for (int axis : {0, 1, -1})
     cases.push_back({"sum: over axis " + std::to_string(axis), Op::sum, [axis](uint64_t seed, Device device) {
                        Rng rng(seed);

@@ -155,29 +155,6 @@ Var gate(Unary f, const Var& a, const Var& z, const GateOptions& options) {
       });
 }
 
-Var add_product(const Var& x, const Var& a, const Var& b) {
-  const Shape shape = x.shape();
-  int axis = b.rank() - 1, at = shape.rank() - 1;
-  int64_t group = 1;
-  for (; axis >= 0 && at >= 0 && b.dim(axis) == 1; --axis, --at) group *= shape[at];
-  for (; axis >= 0 && at >= 0 && b.dim(axis) == shape[at]; --axis, --at) {}
-  if (axis >= 0 || !(a.shape() == shape) || a.dtype() != x.dtype() || b.dtype() != x.dtype())
-    fail(fmt::format(
-        "add_product: x and a of one shape and b of their last axes expected, found {}, {} and {}",
-        to_string(x.value()), to_string(a.value()), to_string(b.value())));
-  Context& ctx = x.ctx();
-  Tensor y = ctx.empty(shape, x.dtype());
-  kernels::add_product(ctx, x.value(), a.value(), b.value().expand(shape), y);
-  return x.tape().record(Op::add_product, y, {x, a, b}, [x = x.ref(), a, b, group](Backward& back) {
-    back.add_gradient(x, back.dy());
-    Tensor sent;
-    Tensor da = back.destination_with_sent(a.ref(), sent), db = back.destination(b.ref());
-    kernels::add_product_backward(back.ctx(), back.dy(), a.value(), b.value(), group, sent, da, db);
-    back.commit_with_sent(a.ref(), da, sent);
-    back.commit(b.ref(), db);
-  });
-}
-
 Var sum(const Var& x, int axis, bool keep) {
   const int at = axis < 0 ? axis + x.rank() : axis;
   if (at < 0 || at >= x.rank())

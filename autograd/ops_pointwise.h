@@ -42,10 +42,6 @@ struct GateOptions {
 /// y = residual + dropout(a ∘ f(z)), equal shapes, f sigmoid or silu. Kept: a and z.
 Var gate(Unary f, const Var& a, const Var& z, const GateOptions& options = {});
 
-/// y = x + a ∘ b; x and a of one shape, b of a's last axes, the last of them perhaps of size 1 ([D] or [H, 1]
-/// for [B, T, H, P]). Kept: a and b.
-Var add_product(const Var& x, const Var& a, const Var& b);
-
 /// Gated linear unit: [..., 2D] → [..., D], y = a · σ(b), a and b the halves of x. Kept: x.
 Var glu(const Var& x);
 

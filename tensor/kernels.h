@@ -70,13 +70,6 @@ struct Gate {
 void gate(Context& ctx, const Gate& g, Tensor& y);
 /// da, dz: undefined if not wanted.
 void gate_backward(Context& ctx, const Gate& g, const Tensor& dy, Tensor& da, Tensor& dz);
-/// y = x + a ∘ b, strided (expand b).
-void add_product(Context& ctx, const Tensor& x, const Tensor& a, const Tensor& b, Tensor& y);
-/// da = sent + dy ∘ b, db = Σ_rows dy ∘ a for dy, a, sent, da seen as [rows, C] and b [C / group], each for
-/// `group` neighbours. sent (may be da itself), da and db: undefined if absent or not wanted. dy dense,
-/// add_product.cu
-void add_product_backward(Context& ctx, const Tensor& dy, const Tensor& a, const Tensor& b, int64_t group,
-                          const Tensor& sent, Tensor& da, Tensor& db);
 /// y = Σ x over one axis (dropped or of size 1 in y), fixed order. y dense.
 void sum(Context& ctx, const Tensor& x, int axis, Tensor& y);
 
