@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <sstream>
+#include <string_view>
 
 #include "tensor/error.h"
 #include "tensor/io/file.h"
@@ -65,6 +66,9 @@ struct Reader {
   }
   template <class T>
   void read(const char* key, T& value) const {
+    const std::string_view name = key;
+    const bool newer = name == "precision" || name == "attention_precision";  // runs from before have none
+    if (newer && !object.contains(key)) return;
     const nlohmann::json& found = object.at(key);
     if constexpr (std::is_floating_point_v<T>)
       value = found.is_null() ? std::numeric_limits<T>::quiet_NaN() : found.get<T>();
