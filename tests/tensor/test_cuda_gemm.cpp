@@ -30,7 +30,7 @@ struct Mode {
 };
 constexpr Mode modes[] = {{"f64", DType::f64, Precision::fp32, 1e-14},
                           {"fp32", DType::f32, Precision::fp32, 2e-6},
-                          {"tf32", DType::f32, Precision::tf32, 2.2e-3},
+                          {"tf32", DType::f32, Precision::tf32, 1.1e-3},
                           {"tf32x3", DType::f32, Precision::tf32x3, 4e-6},
                           {"bf16", DType::f32, Precision::bf16, 8.5e-3}};
 

@@ -31,9 +31,9 @@ struct Mode {
 };
 constexpr Mode modes[] = {{"f64", DType::f64, Precision::fp32, 1e-12},
                           {"fp32", DType::f32, Precision::fp32, 1e-5},
-                          {"tf32", DType::f32, Precision::tf32, 2e-2},
+                          {"tf32", DType::f32, Precision::tf32, 5e-3},
                           {"tf32x3", DType::f32, Precision::tf32x3, 1e-5},
-                          {"bf16", DType::f32, Precision::bf16, 1e-1}};
+                          {"bf16", DType::f32, Precision::bf16, 4e-2}};
 
 Context gpu_context(Precision precision) {
   Context ctx(parse_device("cuda"), size_t{256} << 20);
