@@ -208,9 +208,8 @@ struct StepEnd {
   Tensor rates;  ///< [groups, 4], written: the next step's
   Tensor ring;   ///< [R, 4], row step % R written: loss_sum, correct, norm, failed
 };
-/// Writes the ring's row and the next step's rates, then counts the step of `step_state` up. failed ≠ 0 from
-/// the first step on whose loss or norm is not finite; from there on the rates are inactive: nothing moves
-/// any more.
+/// Writes the ring's row and the next step's rates, then counts the step of `step_state` up. failed ≠ 0 from the
+/// first step on whose loss or norm is not finite; from there on the rates are inactive: nothing moves any more.
 void end_step(Context& ctx, const StepEnd& end);
 
 // --- attention (kernels/softmax_attention.cu, ssd.cu, attention_normaliser.cu, norm_scale.cu): [B, T, H, N]
@@ -327,9 +326,8 @@ void fft_convolution_backward(Context& ctx, const Tensor& u, const Tensor& k, co
 // channel_skip.cu, lru_maps.cu
 /// z = y + d_c u per channel c; y, u, z rows, d [D] dense
 void channel_skip(Context& ctx, const Tensor& y, const Tensor& u, const Tensor& d, Tensor& z);
-/// sent, if defined, is added to du (and may be du).
 void channel_skip_backward(Context& ctx, const Tensor& u, const Tensor& d, const Tensor& dz, Tensor& du,
-                           Tensor& dd, const Tensor& sent = {});
+                           Tensor& dd);
 /// Parameters of an LRU layer, or their gradients; all dense.
 struct LruParameters {
   Tensor nu_log, theta_log, gamma_log;  ///< [N]
