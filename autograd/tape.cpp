@@ -17,7 +17,8 @@ int Tape::new_slot(const Tensor& value) {
   Slot slot;
   slot.shape = value.shape();
   slot.dtype = value.dtype();
-  slot.padded = value.rank() <= 3 && is_floating(slot.dtype) && !value.contiguous() && collapses_to_rows(value);
+  slot.padded =
+      value.rank() <= 3 && is_floating(slot.dtype) && !value.contiguous() && collapses_to_rows(value);
   slots_.push_back(std::move(slot));
   return static_cast<int>(slots_.size()) - 1;
 }

@@ -208,8 +208,9 @@ struct StepEnd {
   Tensor rates;  ///< [groups, 4], written: the next step's
   Tensor ring;   ///< [R, 4], row step % R written: loss_sum, correct, norm, failed
 };
-/// Writes the ring's row and the next step's rates, then counts the step of `step_state` up. failed ≠ 0 from the
-/// first step on whose loss or norm is not finite; from there on the rates are inactive: nothing moves any more.
+/// Writes the ring's row and the next step's rates, then counts the step of `step_state` up. failed ≠ 0 from
+/// the first step on whose loss or norm is not finite; from there on the rates are inactive: nothing moves
+/// any more.
 void end_step(Context& ctx, const StepEnd& end);
 
 // --- attention (kernels/softmax_attention.cu, ssd.cu, attention_normaliser.cu, norm_scale.cu): [B, T, H, N]

@@ -54,7 +54,8 @@ const std::vector<Family> families = {
      "batch, "
      "prenorm: false, r_min: 0.9, r_max: 0.99, pooling: none, input_dim: 40, output_dim: 40"},
     {"s5",
-     "layer: s5, num_layers: 1, hidden_dim: 12, state_dim: 16, num_blocks: 2, activation: full_glu, dropout: 0.1, norm: "
+     "layer: s5, num_layers: 1, hidden_dim: 12, state_dim: 16, num_blocks: 2, activation: full_glu, dropout: "
+     "0.1, norm: "
      "batch, "
      "prenorm: false, pooling: none, input_dim: 40, output_dim: 40"},
     {"s4",
