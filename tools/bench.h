@@ -40,7 +40,7 @@ struct Ceilings {
 };
 Ceilings measure_ceilings(bool quick);
 
-/// The GPU's lines (bench_gpu.cpp).
+/// The GPU's lines (bench_gpu.cpp: whole steps).
 struct GpuBench {
   Device device;
   std::vector<Precision> precisions;
@@ -51,5 +51,10 @@ struct GpuBench {
 };
 Ceilings measure_gpu_ceilings(Device device);
 std::vector<BenchCase> gpu_step_benchmarks(const GpuBench& how);
+std::vector<BenchCase> gpu_kernel_benchmarks(const GpuBench& how);  ///< bench_gpu_kernels.cpp
+/// Rate of large products in `precision`.
+double gemm_rate(const Ceilings& ceilings, Precision precision);
+/// Seconds of one call of `work`, calls in a row without waiting: the median of five rounds.
+double steady_seconds(Device device, int calls, const std::function<void()>& work);
 
 }  // namespace eigentrace

@@ -116,35 +116,6 @@ StepFloor floor_of(const Model& model, const TaskShape& shape, int64_t examples)
   return f;
 }
 
-double rate_at(const Ceilings& c, Precision p) {
-  switch (p) {
-    case Precision::fp32:
-      return c.gemm_f32;
-    case Precision::tf32:
-      return c.gemm_tf32;
-    case Precision::tf32x3:
-      return c.gemm_tf32 / 3;
-    case Precision::bf16:
-      return c.gemm_bf16;
-  }
-  return c.gemm_f32;
-}
-
-/// Seconds of one call of `work`, calls in a row without waiting: the median of five rounds.
-double steady_seconds(Device device, int calls, const std::function<void()>& work) {
-  using Clock = std::chrono::steady_clock;
-  std::vector<double> rounds;
-  for (int round = 0; round < 5; ++round) {
-    synchronise(device);
-    const Clock::time_point start = Clock::now();
-    for (int i = 0; i < calls; ++i) work();
-    synchronise(device);
-    rounds.push_back(std::chrono::duration<double>(Clock::now() - start).count() / calls);
-  }
-  std::ranges::sort(rounds);
-  return rounds[2];
-}
-
 BenchLine time_step(const std::string& experiment, const TaskShape& task, const GpuBench& how,
                     Precision precision) {
   RunConfig config = read_config_file(experiment_path(experiment)).config;
@@ -188,9 +159,9 @@ BenchLine time_step(const std::string& experiment, const TaskShape& task, const 
   if (results.back().failed) line.note = "NOT FINITE";
   const StepFloor floor = floor_of(*model, shape, examples);
   const Precision mixer = experiment.ends_with("sm-attention") && how.attention ? *how.attention : precision;
-  line.floor =
-      std::max(floor.products / rate_at(how.ceilings, precision) + floor.mixer / rate_at(how.ceilings, mixer),
-               floor.bytes / how.ceilings.copy);
+  line.floor = std::max(
+      floor.products / gemm_rate(how.ceilings, precision) + floor.mixer / gemm_rate(how.ceilings, mixer),
+      floor.bytes / how.ceilings.copy);
   line.flops = floor.products + floor.mixer, line.bytes = floor.bytes;
   line.peak_mib = static_cast<double>(ctx.slab().peak()) / 1048576.0;
   line.tokens = static_cast<double>(examples * shape.time);
@@ -199,6 +170,34 @@ BenchLine time_step(const std::string& experiment, const TaskShape& task, const 
 }
 
 }  // namespace
+
+double gemm_rate(const Ceilings& c, Precision p) {
+  switch (p) {
+    case Precision::fp32:
+      return c.gemm_f32;
+    case Precision::tf32:
+      return c.gemm_tf32;
+    case Precision::tf32x3:
+      return c.gemm_tf32 / 3;
+    case Precision::bf16:
+      return c.gemm_bf16;
+  }
+  return c.gemm_f32;
+}
+
+double steady_seconds(Device device, int calls, const std::function<void()>& work) {
+  using Clock = std::chrono::steady_clock;
+  std::vector<double> rounds;
+  for (int round = 0; round < 5; ++round) {
+    synchronise(device);
+    const Clock::time_point start = Clock::now();
+    for (int i = 0; i < calls; ++i) work();
+    synchronise(device);
+    rounds.push_back(std::chrono::duration<double>(Clock::now() - start).count() / calls);
+  }
+  std::ranges::sort(rounds);
+  return rounds[2];
+}
 
 Ceilings measure_gpu_ceilings(Device device) {
   Ceilings ceilings;
