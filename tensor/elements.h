@@ -47,14 +47,21 @@ struct Addresses {
   T* of[operands];
 };
 
+/// A pack of several elements steps by 1 or 0; `valid` < width of them exist where a dense operand ends.
 template <class T, int width>
-__device__ __forceinline__ Vec<T, width> load_stepped(const T* from, int64_t step) {
-  if (width > 1 && step == 1) return load_vec<width>(from);
+__device__ __forceinline__ Vec<T, width> load_stepped(const T* from, int64_t step, int valid) {
+  if (width > 1 && step == 1 && valid == width) return load_vec<width>(from);
   Vec<T, width> pack;
-  const T one = *from;  // a pack of several elements steps by 1 or 0
 #pragma unroll
-  for (int i = 0; i < width; ++i) pack.x[i] = one;
+  for (int i = 0; i < width; ++i) pack.x[i] = from[i < valid ? i * step : 0];
   return pack;
+}
+template <class T, int width>
+__device__ __forceinline__ void store_valid(T* to, const Vec<T, width>& pack, int valid) {
+  if (valid == width) return store_vec(to, pack);
+#pragma unroll
+  for (int i = 0; i < width; ++i)
+    if (i < valid) to[i] = pack.x[i];
 }
 
 template <int width, class F, class T, int inputs, int outputs, size_t... k>
@@ -81,36 +88,29 @@ __global__ void __launch_bounds__(256)
   const std::make_index_sequence<inputs> each;
   int64_t at[packs][operands];
   Vec<T, width> x[packs][inputs > 0 ? inputs : 1];
-  bool whole[packs];
+  int valid[packs];
 #pragma unroll
   for (int k = 0; k < packs; ++k) {
-    const int64_t row = first + k * blockDim.y;
-    whole[k] = row < plan.rows && column < plan.columns && row * plan.columns + column + width <= plan.limit;
-    if (!whole[k]) continue;
+    const int64_t row = first + k * blockDim.y, left = plan.limit - (row * plan.columns + column);
+    valid[k] = row < plan.rows && column < plan.columns && left > 0
+                   ? static_cast<int>(left < width ? left : width)
+                   : 0;
+    if (valid[k] == 0) continue;
     plan.offsets(row, at[k]);
 #pragma unroll
     for (int o = 0; o < operands; ++o) at[k][o] += column * plan.step[o];
 #pragma unroll
-    for (int o = 0; o < inputs; ++o) x[k][o] = load_stepped<T, width>(address.of[o] + at[k][o], plan.step[o]);
+    for (int o = 0; o < inputs; ++o)
+      x[k][o] = load_stepped<T, width>(address.of[o] + at[k][o], plan.step[o], valid[k]);
   }
 #pragma unroll
   for (int k = 0; k < packs; ++k) {
-    if (!whole[k]) continue;
+    if (valid[k] == 0) continue;
     Vec<T, width> y[outputs];
     apply_to_pack(f, (first + k * blockDim.y) * plan.columns + column, x[k], y, each);
 #pragma unroll
-    for (int o = 0; o < outputs; ++o) store_vec(address.of[inputs + o] + at[k][inputs + o], y[o]);
+    for (int o = 0; o < outputs; ++o) store_valid(address.of[inputs + o] + at[k][inputs + o], y[o], valid[k]);
   }
-  if (width == 1 || blockIdx.x > 0) return;
-  // what a dense operand has beyond its last whole pack
-  const int64_t rest = plan.limit % width, element = plan.limit - rest + threadIdx.x;
-  if (threadIdx.x >= rest || threadIdx.y > 0) return;
-  Vec<T, 1> one[inputs > 0 ? inputs : 1], result[outputs];
-#pragma unroll
-  for (int o = 0; o < inputs; ++o) one[o].x[0] = address.of[o][element * plan.step[o]];
-  apply_to_pack(f, element, one, result, each);
-#pragma unroll
-  for (int o = 0; o < outputs; ++o) address.of[inputs + o][element] = result[o].x[0];
 }
 
 /// Axes that all operands step through alike are one.
@@ -170,10 +170,9 @@ void launch_elements(const Context& ctx, ElementPlan<inputs + outputs> plan,
     launch(ctx, elements_kernel<w, packs, inputs, outputs, T, F>, static_cast<unsigned>(blocks),
            dim3(static_cast<unsigned>(x), static_cast<unsigned>(y)), 0, plan, address, f);
   };
-  if (wide)
-    start.template operator()<width, 2>();
-  else
-    start.template operator()<1, 4>();
+  if constexpr (sizeof(T) == 4)  // float64 is there to be right: fewer kernels to compile
+    if (wide) return start.template operator()<width, 2>();
+  start.template operator()<1, sizeof(T) == 4 ? 2 : 1>();
 }
 
 /// outputs = f(inputs) on CUDA, all of one shape (expand them first). f(x₀, …) returns the one output, or

@@ -1,8 +1,9 @@
 #pragma once
-// The convolution on CUDA in float32 for M ≤ 8192 (sequences up to 4096): a block takes a pair of sequences
-// of C = 8192/M neighbouring channels straight into registers, transforms, multiplies by K̂, transforms back
-// and writes; the backward pass does the same to dy with conj(K̂) and keeps Σ conj(Z) V in registers over the
-// pairs of its part of the batch. Other lengths and float64: long_convolution.cuh.
+// The convolution on CUDA in float32 for sequences up to 4096 (M = 1024 … 8192, at least twice their length):
+// a block takes a pair of sequences of C = 8192/M neighbouring channels straight into registers, transforms,
+// multiplies by K̂, transforms back and writes; the backward pass does the same to dy with conj(K̂) and keeps Σ
+// conj(Z) V in registers over the pairs of its part of the batch. Other lengths and float64:
+// long_convolution.cuh.
 //
 // Bytes: u and y once forward, u, dy and du once backward; K̂ (M D·8 bytes) stays in L2.
 //   MQAR   B 64, T 512,  D 128: M 1024, 512 blocks, 33.5 MB: 8 µs;  backward 50 MB: 12 µs, 128 blocks
@@ -26,7 +27,7 @@ struct FastConvolution {
 };
 
 /// Sequences 2·pair and 2·pair + 1 of this thread's channel, at its time steps.
-template <int S, int points>
+template <int S>
 __device__ __forceinline__ void load_points(const FastConvolution& o, const Rows<float>& from, int64_t pair,
                                             int64_t channel, int j, Cf (&x)[16]) {
   constexpr int J = RegisterFft<S>::J;
@@ -35,14 +36,14 @@ __device__ __forceinline__ void load_points(const FastConvolution& o, const Rows
   const int time = channel < o.channels ? static_cast<int>(o.time) : 0;
   const bool both = 2 * pair + 1 < o.batch;
 #pragma unroll
-  for (int q = 0; q < points; ++q) {
+  for (int q = 0; q < 8; ++q) {
     const int t = j + q * J;
     x[q] = {0, 0};
     if (t < time) x[q].re = first[t * from.stride];
     if (t < time && both) x[q].im = second[t * from.stride];
   }
 }
-template <int S, int points>
+template <int S>
 __device__ __forceinline__ void store_points(const FastConvolution& o, int64_t pair, int64_t channel, int j,
                                              const Cf (&x)[16]) {
   constexpr int J = RegisterFft<S>::J;
@@ -51,7 +52,7 @@ __device__ __forceinline__ void store_points(const FastConvolution& o, int64_t p
   const int time = channel < o.channels ? static_cast<int>(o.time) : 0;
   const bool both = 2 * pair + 1 < o.batch;
 #pragma unroll
-  for (int q = 0; q < points; ++q) {
+  for (int q = 0; q < 8; ++q) {
     const int t = j + q * J;
     if (t < time) first[t * o.out.stride] = x[q].re;
     if (t < time && both) second[t * o.out.stride] = x[q].im;
@@ -67,40 +68,37 @@ __global__ void __launch_bounds__(fft_threads) fast_spectrum_kernel(FastConvolut
   constexpr float scale = 1.0f / Fft::length;
   Cf x[16];
 #pragma unroll
-  for (int q = 0; q < 16; ++q) {
+  for (int q = 0; q < 8; ++q) {
     const int t = fft.j + q * Fft::J;
     float tap = channel < o.channels && t < o.kept ? o.k[channel * o.taps + t] : 0.0f;
     if (t == 0 && o.d && channel < o.channels) tap += o.d[channel];
     x[q] = {scale * tap, 0};
   }
-  fft.template forward<false>(x);
+  fft.forward(x);
 #pragma unroll
   for (int i = 0; i < 16; ++i) o.kernel[(tile * 16 + i) * fft_threads + threadIdx.x] = x[i];
 }
 
-/// half: the sequence is no longer than M/2.
-template <int S, bool half>
+template <int S>
 __global__ void __launch_bounds__(fft_threads, 2) fast_convolution_kernel(FastConvolution o) {
   using Fft = RegisterFft<S>;
-  constexpr int points = half ? 8 : 16;
   const int64_t tile = blockIdx.x, pair = blockIdx.y;
   const Fft fft;
   const int64_t channel = tile * Fft::C + fft.c;
   Cf x[16];
-  load_points<S, points>(o, o.u, pair, channel, fft.j, x);
-  fft.template forward<half>(x);
+  load_points<S>(o, o.u, pair, channel, fft.j, x);
+  fft.forward(x);
   const Cf* const kernel = o.kernel + tile * 16 * fft_threads + threadIdx.x;
 #pragma unroll
   for (int i = 0; i < 16; ++i) x[i] = x[i] * kernel[i * fft_threads];
-  fft.template inverse<half>(x);
-  store_points<S, points>(o, pair, channel, fft.j, x);
+  fft.inverse(x);
+  store_points<S>(o, pair, channel, fft.j, x);
 }
 
 /// du, and Σ conj(Z) V over the pairs of the block's group.
-template <int S, bool half>
+template <int S>
 __global__ void __launch_bounds__(fft_threads, 1) fast_backward_kernel(FastConvolution o) {
   using Fft = RegisterFft<S>;
-  constexpr int points = half ? 8 : 16;
   const int64_t tile = blockIdx.x, group = blockIdx.y;
   const Fft fft;
   const int64_t channel = tile * Fft::C + fft.c;
@@ -112,12 +110,12 @@ __global__ void __launch_bounds__(fft_threads, 1) fast_backward_kernel(FastConvo
   for (int64_t pair = group * o.per_group; pair < past; ++pair) {
     Cf z[16], v[16];
     if (o.sums) {
-      load_points<S, points>(o, o.u, pair, channel, fft.j, z);
-      fft.template forward<half>(z);
+      load_points<S>(o, o.u, pair, channel, fft.j, z);
+      fft.forward(z);
       __syncthreads();
     }
-    load_points<S, points>(o, o.dy, pair, channel, fft.j, v);
-    fft.template forward<half>(v);
+    load_points<S>(o, o.dy, pair, channel, fft.j, v);
+    fft.forward(v);
     if (o.sums) {
 #pragma unroll
       for (int i = 0; i < 16; ++i) {
@@ -128,8 +126,8 @@ __global__ void __launch_bounds__(fft_threads, 1) fast_backward_kernel(FastConvo
     if (o.out.data) {
 #pragma unroll
       for (int i = 0; i < 16; ++i) v[i] = conj(kernel[i * fft_threads]) * v[i];
-      fft.template inverse<half>(v);
-      store_points<S, points>(o, pair, channel, fft.j, v);
+      fft.inverse(v);
+      store_points<S>(o, pair, channel, fft.j, v);
     } else {
       __syncthreads();
     }
@@ -155,11 +153,11 @@ __global__ void __launch_bounds__(fft_threads) fast_kernel_gradient_kernel(FastC
 #pragma unroll
     for (int i = 0; i < 16; ++i) x[i] = x[i] + from[i * fft_threads];
   }
-  fft.template inverse<false>(x);
+  fft.inverse(x);
   if (channel >= o.channels) return;
   if (o.dk) {
 #pragma unroll
-    for (int q = 0; q < 16; ++q) {
+    for (int q = 0; q < 8; ++q) {
       const int t = fft.j + q * Fft::J;
       if (t < o.kept) o.dk[channel * o.taps + t] = scale * x[q].re;
     }
@@ -171,13 +169,11 @@ __global__ void __launch_bounds__(fft_threads) fast_kernel_gradient_kernel(FastC
 /// Step memory and geometry of both directions; S = 0: another path must be taken.
 struct FastMemory {
   int64_t S = 0, tiles = 0, groups = 1, per_group = 0;
-  bool half = false;
   Tensor kernel, sums;
   FastMemory(const Tensor& u, const Tensor& k) {
-    const int64_t time = u.dim(1), pairs = (u.dim(0) + 1) / 2, needed = time + std::min(k.dim(1), time) - 1;
-    if (u.dtype() != DType::f32 || needed > 8192) return;
-    for (S = 2; 256 * S < needed;) S *= 2;
-    half = time <= 128 * S;
+    const int64_t time = u.dim(1), pairs = (u.dim(0) + 1) / 2;
+    if (u.dtype() != DType::f32 || time > 4096) return;
+    for (S = 4; 128 * S < time;) S *= 2;
     tiles = (u.dim(2) * S + 31) / 32;
     const int64_t wanted =
         std::max<int64_t>(1, std::min(pairs, convolution_blocks / std::max<int64_t>(1, tiles)));
@@ -202,8 +198,6 @@ struct FastMemory {
 template <class Body>
 void with_length(int64_t S, const Body& body) {
   switch (S) {
-    case 2:
-      return body.template operator()<2>();
     case 4:
       return body.template operator()<4>();
     case 8:
@@ -234,10 +228,7 @@ void fft_convolution_cuda(Context& ctx, const Tensor& u, const Tensor& k, const 
     constexpr size_t shared = RegisterFft<S>::shared;
     const dim3 grid(tiles, static_cast<unsigned>(o.pairs));
     launch(ctx, fast_spectrum_kernel<S>, tiles, fft_threads, shared, o);
-    if (memory.half)
-      launch(ctx, fast_convolution_kernel<S, true>, grid, fft_threads, shared, o);
-    else
-      launch(ctx, fast_convolution_kernel<S, false>, grid, fft_threads, shared, o);
+    launch(ctx, fast_convolution_kernel<S>, grid, fft_threads, shared, o);
   });
 }
 
@@ -260,10 +251,7 @@ void fft_convolution_backward_cuda(Context& ctx, const Tensor& u, const Tensor& 
     constexpr size_t shared = RegisterFft<S>::shared;
     const dim3 grid(tiles, static_cast<unsigned>(o.groups));
     if (o.out.data && !kept.defined()) launch(ctx, fast_spectrum_kernel<S>, tiles, fft_threads, shared, o);
-    if (memory.half)
-      launch(ctx, fast_backward_kernel<S, true>, grid, fft_threads, shared, o);
-    else
-      launch(ctx, fast_backward_kernel<S, false>, grid, fft_threads, shared, o);
+    launch(ctx, fast_backward_kernel<S>, grid, fft_threads, shared, o);
     if (sums) launch(ctx, fast_kernel_gradient_kernel<S>, tiles, fft_threads, shared, o);
   });
 }

@@ -1,5 +1,5 @@
 #pragma once
-// Fourier transforms of M = 256 S points, S = 2, 4, 8, 16 or 32, by blocks of 512 threads: 16 S threads a
+// Fourier transforms of M = 256 S points, S = 4, 8, 16 or 32, by blocks of 512 threads: 16 S threads a
 // signal, 16 points a thread in registers, C = 32/S signals (neighbouring channels) a block. For .cu files
 // only.
 //
@@ -143,10 +143,9 @@ struct RegisterFft {
     __syncthreads();
   }
 
-  /// half: x[8..15] are zero and not read.
-  template <bool half>
+  /// x[8..15] are zero and not read.
   __device__ __forceinline__ void forward(Cf (&x)[16]) const {
-    dft16_forward<half>(x);
+    dft16_forward<true>(x);
     twiddle<false, J>(x, w_wide);
 #pragma unroll
     for (int q = 0; q < 16; ++q) wide[q * (J + J / 16) * C] = x[q];
@@ -162,8 +161,7 @@ struct RegisterFft {
     for (int i = 0; i < 16; ++i) x[i] = last[i * C];
     last_stage<false>(x);
   }
-  /// After a forward transform, and before another one there must be a barrier. Times M. half: x[0..7] only.
-  template <bool half>
+  /// After a forward transform, and before another one there must be a barrier. Times M; x[0..7] only.
   __device__ __forceinline__ void inverse(Cf (&x)[16]) const {
     last_stage<true>(x);
 #pragma unroll
@@ -179,7 +177,7 @@ struct RegisterFft {
 #pragma unroll
     for (int q = 0; q < 16; ++q) x[q] = wide[q * (J + J / 16) * C];
     twiddle<true, J>(x, w_wide);
-    dft16_inverse<half>(x);
+    dft16_inverse<true>(x);
   }
 
  private:
@@ -199,13 +197,7 @@ struct RegisterFft {
   /// Transforms of S neighbouring points; of 32, each half of which another thread has: j and j ^ 1.
   template <bool inverted>
   __device__ __forceinline__ void last_stage(Cf (&x)[16]) const {
-    if constexpr (S == 2) {
-#pragma unroll
-      for (int i = 0; i < 16; i += 2) {
-        const Cf a = x[i], b = x[i + 1];
-        x[i] = a + b, x[i + 1] = a - b;
-      }
-    } else if constexpr (S == 4) {
+    if constexpr (S == 4) {
 #pragma unroll
       for (int i = 0; i < 16; i += 4) dft4<inverted>(x[i], x[i + 1], x[i + 2], x[i + 3]);
     } else if constexpr (S == 8) {
