@@ -36,6 +36,9 @@ ET_HD double fast_exp(double x) { return exp(x); }
 
 template <class T>
 ET_HD T sigmoid(T x) {
+#ifdef __CUDA_ARCH__
+  if constexpr (sizeof(T) == 4) return __fdividef(1.0f, 1.0f + expf(-x));  // 2 units in the last place
+#endif
   return T(1) / (T(1) + fast_exp(-x));
 }
 

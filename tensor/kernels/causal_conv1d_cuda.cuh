@@ -124,9 +124,14 @@ __global__ void __launch_bounds__(128)
   Vec<T, width> x[before + group];
 #pragma unroll
   for (int j = 0; j < before; ++j) x[j] = lane.at(begin - before + j);
+  Vec<T, width> next[group];
+#pragma unroll
+  for (int j = 0; j < group; ++j) next[j] = lane.at(begin + j);
   for (int64_t t = begin; t < end; t += group) {
 #pragma unroll
-    for (int j = 0; j < group; ++j) x[before + j] = lane.at(t + j);
+    for (int j = 0; j < group; ++j) x[before + j] = next[j];
+#pragma unroll
+    for (int j = 0; j < group; ++j) next[j] = t + group < end ? lane.at(t + group + j) : Vec<T, width>{};
 #pragma unroll
     for (int j = 0; j < group; ++j) {
       if (t + j >= end) break;
@@ -141,38 +146,47 @@ __global__ void __launch_bounds__(128)
   }
 }
 
-/// Block: x over packs of channels, y over pieces of time, whose sums it adds up in order.
+/// Block: x over packs of channels, y over pieces of time, whose sums it adds up in order. The next four
+/// steps are on their way while four are worked on.
 template <int width, class T>
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(128, sizeof(T) == 4 ? 4 : 1)
     conv_backward_kernel(const __grid_constant__ CausalConv<T> conv,
-                         const __grid_constant__ ConvGradients<T> g, int64_t steps) {
+                         const __grid_constant__ ConvGradients<T> g, int steps) {
   constexpr int taps = conv_fast_taps, before = taps - 1;
   const int64_t c = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * width, b = blockIdx.z;
-  const int64_t begin = (static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y) * steps;
+  const int time = static_cast<int>(conv.time);
+  const int begin = static_cast<int>(blockIdx.y * blockDim.y + threadIdx.y) * steps;
   Vec<T, width> dw[taps], db;
-  if (c < conv.channels && begin < conv.time) {
-    const int64_t end = begin + steps < conv.time ? begin + steps : conv.time;
+  if (c < conv.channels && begin < time) {
+    const int end = begin + steps < time ? begin + steps : time;
     const ConvLane<width, T> lane(conv, b, c);
     const T* dy = g.dy + b * g.dy_batch + c;
     T* dx = g.dx ? g.dx + b * g.dx_batch + c : nullptr;
-    const int64_t last = dx ? end + before : end;
+    const int past = dx ? end + before : end, last = past < time ? past : time;
     Vec<T, width> x[taps], dz[taps];  // of the last four steps
+    Vec<T, width> next_x[taps], next_dy[taps];
+    const auto load = [&](int first) {
+#pragma unroll
+      for (int j = 0; j < taps; ++j) {
+        const int t = first + j;
+        next_x[j] = t < last ? load_vec<width>(lane.x + t * lane.x_time) : Vec<T, width>{};
+        next_dy[j] = t < last ? load_vec<width>(dy + t * g.dy_time) : Vec<T, width>{};
+      }
+    };
+    load(begin);
 #pragma unroll
     for (int j = 0; j < before; ++j) x[j + 1] = lane.at(begin - before + j);
-    for (int64_t first = begin; first < last; first += taps) {
-      Vec<T, width> next_x[taps], next_dy[taps];
+    for (int first = begin; first < past; first += taps) {
+      Vec<T, width> now_x[taps], now_dy[taps];
+#pragma unroll
+      for (int j = 0; j < taps; ++j) now_x[j] = next_x[j], now_dy[j] = next_dy[j];
+      load(first + taps);
 #pragma unroll
       for (int j = 0; j < taps; ++j) {
-        const int64_t t = first + j;
-        next_x[j] = lane.at(t);
-        next_dy[j] = t < conv.time && t < last ? load_vec<width>(dy + t * g.dy_time) : Vec<T, width>{};
-      }
-#pragma unroll
-      for (int j = 0; j < taps; ++j) {
-        const int64_t t = first + j;
+        const int t = first + j;
 #pragma unroll
         for (int k = 0; k < before; ++k) x[k] = x[k + 1], dz[k] = dz[k + 1];
-        x[before] = next_x[j], dz[before] = next_dy[j];
+        x[before] = now_x[j], dz[before] = now_dy[j];
         if (lane.silu) {
           const Vec<T, width> z = lane.z(x);
 #pragma unroll
@@ -186,7 +200,7 @@ __global__ void __launch_bounds__(128)
             for (int k = 0; k < taps; ++k) dw[k].x[i] += dz[before].x[i] * x[k].x[i];
           }
         }
-        const int64_t at = t - before;  // dz of at … at + 3 are here
+        const int at = t - before;  // dz of at … at + 3 are here
         if (!dx || at < begin || at >= end) continue;
         Vec<T, width> sum;
 #pragma unroll
@@ -269,11 +283,11 @@ struct ConvBackwardParameters {  // a thread a (block of time, tap, channel); ta
   }
 };
 
-/// run.operator()<width>(): packs of 16 bytes where every address is a multiple of them.
-template <class T, class Run>
+/// run.operator()<width>(): packs of `most` elements where every address is a multiple of 16 bytes.
+template <int most, class Run>
 void with_conv_width(bool wide, Run&& run) {
   if (wide)
-    run.template operator()<vec_width<T>>();
+    run.template operator()<most>();
   else
     run.template operator()<1>();
 }
@@ -290,7 +304,7 @@ void conv_forward_cuda(const Context& ctx, const CausalConv<T>& conv, T* y) {
   if (conv.batch * conv.time * conv.channels == 0) return;
   if (conv.taps != conv_fast_taps)
     return for_each_index(ctx, conv.batch * conv.time * conv.channels, ConvForward<T>{conv, y});
-  with_conv_width<T>(conv_is_wide(conv) && aligned_for_vec(y), [&]<int width>() {
+  with_conv_width<vec_width<T>>(conv_is_wide(conv) && aligned_for_vec(y), [&]<int width>() {
     const int64_t steps = conv_steps({conv.batch, conv.time, conv.channels});
     const dim3 grid(blocks_for(conv.channels, 32 * width), blocks_for(conv.time, steps * conv_depth),
                     static_cast<unsigned>(conv.batch));
@@ -320,12 +334,12 @@ void conv_backward_cuda(const Context& ctx, const CausalConv<T>& conv, const Con
   };
   const bool all =
       conv_is_wide(conv) && fits(g.dy, g.dy_batch, g.dy_time) && fits(g.dx, g.dx_batch, g.dx_time);
-  with_conv_width<T>(all, [&]<int width>() {
+  with_conv_width<2>(all, [&]<int width>() {
     const int64_t steps = conv_steps({conv.batch, conv.time, conv.channels});
     const dim3 grid(blocks_for(conv.channels, 32 * width), blocks_for(conv.time, steps * conv_depth),
                     static_cast<unsigned>(conv.batch));
     launch(ctx, conv_backward_kernel<width, T>, grid, dim3(32, conv_depth),
-           32 * conv_depth * width * sizeof(T), conv, g, steps);
+           32 * conv_depth * width * sizeof(T), conv, g, static_cast<int>(steps));
   });
 }
 #endif
