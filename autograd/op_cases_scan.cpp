@@ -68,12 +68,13 @@ OpInstance channel_skip_instance(uint64_t seed, Device device) {
   Rng rng(seed);
   const int64_t b = odd_size(rng, 7), t = odd_size(rng), d = odd_size(rng, 63);
   // u is a part of a wider tensor
-  return {[d](Tape&, const Values& in) {
-            return Values{channel_skip(in[0], split(in[1], {3, d})[1], in[2])};
-          },
-          {normal_tensor(rng, {b, t, d}, device), normal_tensor(rng, {b, t, 3 + d}, device),
-           normal_tensor(rng, {d}, device)},
-          {"y", "u", "d"}};
+  return {
+      [d](Tape&, const Values& in) {
+        return Values{channel_skip(in[0], split(in[1], {3, d})[1], in[2]), channel_skip(in[0], in[0], in[2])};
+      },
+      {normal_tensor(rng, {b, t, d}, device), normal_tensor(rng, {b, t, 3 + d}, device),
+       normal_tensor(rng, {d}, device)},
+      {"y", "u", "d"}};
 }
 
 OpInstance lru_maps_instance(uint64_t seed, Device device) {

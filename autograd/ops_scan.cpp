@@ -210,10 +210,11 @@ Var channel_skip(const Var& y, const Var& u, const Var& d) {
 
   return u.tape().record(Op::channel_skip, z, {y, u, d}, [y = y.ref(), u, d](Backward& b) {
     b.add_gradient(y, b.dy());
-    Tensor du = b.destination(u.ref()), dd = b.destination(d.ref());
+    Tensor sent;
+    Tensor du = b.destination_with_sent(u.ref(), sent), dd = b.destination(d.ref());
     if (du.defined() || dd.defined())
-      kernels::channel_skip_backward(b.ctx(), u.value(), d.value(), b.dy(), du, dd);
-    b.commit(u.ref(), du);
+      kernels::channel_skip_backward(b.ctx(), u.value(), d.value(), b.dy(), du, dd, sent);
+    b.commit_with_sent(u.ref(), du, sent);
     b.commit(d.ref(), dd);
   });
 }

@@ -327,8 +327,9 @@ void fft_convolution_backward(Context& ctx, const Tensor& u, const Tensor& k, co
 // channel_skip.cu, lru_maps.cu
 /// z = y + d_c u per channel c; y, u, z rows, d [D] dense
 void channel_skip(Context& ctx, const Tensor& y, const Tensor& u, const Tensor& d, Tensor& z);
+/// sent, if defined, is added to du (and may be du).
 void channel_skip_backward(Context& ctx, const Tensor& u, const Tensor& d, const Tensor& dz, Tensor& du,
-                           Tensor& dd);
+                           Tensor& dd, const Tensor& sent = {});
 /// Parameters of an LRU layer, or their gradients; all dense.
 struct LruParameters {
   Tensor nu_log, theta_log, gamma_log;  ///< [N]

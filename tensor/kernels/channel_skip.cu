@@ -20,6 +20,7 @@ template <class T>
 struct Skip {
   Rows<T> y, u, z;
   const T* d;
+  Rows<T> sent{};  // backward: added to du, or without data
   ET_HD void operator()(int64_t row, int64_t column) const {
     z.data[row * z.stride + column] =
         y.data[row * y.stride + column] + d[column] * u.data[row * u.stride + column];
@@ -64,7 +65,14 @@ __global__ void __launch_bounds__(256) skip_backward_kernel(Skip<T> f, int64_t l
       Pack<T, Width> du;
 #pragma unroll
       for (int i = 0; i < Width; ++i) sum.at[i] += dz.at[i] * u.at[i], du.at[i] = d.at[i] * dz.at[i];
-      if (f.z.data) *reinterpret_cast<Pack<T, Width>*>(f.z.data + row * f.z.stride + column) = du;
+      if (!f.z.data) continue;
+      if (f.sent.data) {
+        const auto sent =
+            *reinterpret_cast<const Pack<T, Width>*>(f.sent.data + row * f.sent.stride + column);
+#pragma unroll
+        for (int i = 0; i < Width; ++i) du.at[i] += sent.at[i];
+      }
+      *reinterpret_cast<Pack<T, Width>*>(f.z.data + row * f.z.stride + column) = du;
     }
   }
 #pragma unroll
@@ -86,7 +94,8 @@ bool wide(const Rows<T>& x) {
 }
 template <class T>
 bool wide(const Skip<T>& f) {
-  return wide(f.y) && wide(f.u) && (!f.z.data || wide(f.z)) && reinterpret_cast<uintptr_t>(f.d) % 16 == 0;
+  return wide(f.y) && wide(f.u) && (!f.z.data || wide(f.z)) && (!f.sent.data || wide(f.sent)) &&
+         reinterpret_cast<uintptr_t>(f.d) % 16 == 0;
 }
 #endif
 
@@ -117,7 +126,7 @@ void channel_skip(Context& ctx, const Tensor& y, const Tensor& u, const Tensor& 
 }
 
 void channel_skip_backward(Context& ctx, const Tensor& u, const Tensor& d, const Tensor& dz, Tensor& du,
-                           Tensor& dd) {
+                           Tensor& dd, const Tensor& sent) {
   const int64_t columns = u.dim(-1), rows = columns > 0 ? u.numel() / columns : 0;
   const int64_t length = piece_length(rows, columns),
                 pieces = std::max<int64_t>(1, (rows + length - 1) / length);
@@ -127,6 +136,7 @@ void channel_skip_backward(Context& ctx, const Tensor& u, const Tensor& d, const
     Skip<T> f{rows_of<T>(dz, "channel_skip_backward: dz"), rows_of<T>(u, "channel_skip_backward: u"),
               Rows<T>{}, d.data<T>()};
     if (du.defined()) f.z = rows_of<T>(du, "channel_skip_backward: du");
+    if (sent.defined()) f.sent = rows_of<T>(sent, "channel_skip_backward: sent");
 #ifdef EIGENTRACE_WITH_CUDA
     if (ctx.device().is_cuda()) {
       if (columns == 0) return;
@@ -154,8 +164,14 @@ void channel_skip_backward(Context& ctx, const Tensor& u, const Tensor& d, const
         for (int64_t c = 0; c < columns; ++c)
           part[c] += static_cast<double>(a[c]) * static_cast<double>(g[c]);
         if (!to) continue;
+        const T* sent_row = f.sent.data ? f.sent.data + r * f.sent.stride : nullptr;
+        if (sent_row) {
 #pragma omp simd
-        for (int64_t c = 0; c < columns; ++c) to[c] = by[c] * g[c];
+          for (int64_t c = 0; c < columns; ++c) to[c] = sent_row[c] + by[c] * g[c];
+        } else {
+#pragma omp simd
+          for (int64_t c = 0; c < columns; ++c) to[c] = by[c] * g[c];
+        }
       }
     });
     if (!dd.defined()) return;
