@@ -129,13 +129,13 @@ BenchLine conv(const GpuBench& how, Precision precision, const Sizes& s, bool ba
   Kernel k(how, precision);
   const int64_t channels = s.H * (2 * s.N + s.P);
   const Shape shape{s.B, s.T, channels};
-  const Tensor x = k.read(shape), weight = k.read({channels, 4}), bias = k.read({channels});
+  const Tensor x = k.read(shape), weight = k.read({channels, 1, 4}), bias = k.read({channels});
   if (!backward) {
     Tensor y = k.written(shape);
     return k.time(0, precision, [&] { kernels::causal_conv1d(k.ctx(), x, weight, bias, true, y); });
   }
   const Tensor dy = k.read(shape);
-  Tensor dx = k.written(shape), dweight = k.written({channels, 4}), dbias = k.written({channels});
+  Tensor dx = k.written(shape), dweight = k.written({channels, 1, 4}), dbias = k.written({channels});
   return k.time(0, precision, [&] {
     kernels::causal_conv1d_backward(k.ctx(), x, weight, bias, true, dy, dx, dweight, dbias);
   });
