@@ -7,6 +7,7 @@
 
 #include "tensor/graph.h"
 #include "tensor/kernels.h"
+#include "tensor/kernels/head_blocks.h"
 #include "tensor/rng.h"
 #include "tools/bench.h"
 
@@ -179,6 +180,35 @@ BenchLine norm(const GpuBench& how, Precision precision, const Sizes& s, bool ba
   });
 }
 
+/// MQAR's loss and gradients at 64 labels of each of 64 sequences, logits in blocks of `mib`.
+BenchLine head(const GpuBench& how, Precision precision, int64_t mib) {
+  Kernel k(how, precision);
+  const int64_t labels = 4096, rows = 32768, D = 128, V = 8192;
+  std::vector<int32_t> row(static_cast<size_t>(labels)), label(row);
+  for (size_t i = 0; i < row.size(); ++i)
+    row[i] = static_cast<int32_t>(8 * i), label[i] = static_cast<int32_t>(i % static_cast<size_t>(V));
+  const auto whole = [&](const std::vector<int32_t>& values) {
+    return Tensor::from(values, {labels}, how.device);
+  };
+  const Tensor at = whole(row), classes = whole(label);
+  const Tensor weights = Tensor::from(std::vector<float>(row.size(), 1.0f), {labels}, how.device);
+  const Tensor count = Tensor::from(std::vector<double>{static_cast<double>(labels)}, {1}, how.device);
+  const auto one = [&](DType dtype) { return Tensor::zeros({1}, dtype, how.device); };
+  Tensor value = Tensor::zeros({}, DType::f32, how.device), correct = one(DType::f64), sum = one(DType::f64),
+         argmax = Tensor::zeros({labels}, DType::i32, how.device);
+  const Tensor x = k.not_wanted({rows, D}), w = k.read({V, D});
+  Tensor dx = k.written({labels, D}), dw = k.written({V, D}), none;
+  const int64_t before = kernels::head_block_bytes;
+  kernels::head_block_bytes = mib << 20;
+  const BenchLine line =
+      k.time(6.0 * static_cast<double>(labels * D) * static_cast<double>(V), precision, [&] {
+        kernels::vocabulary_head(k.ctx(), x, w, {}, {at, classes, weights, count},
+                                 {value, correct, sum, argmax}, dx, dw, none);
+      });
+  kernels::head_block_bytes = before;
+  return line;
+}
+
 }  // namespace
 
 std::vector<BenchCase> gpu_kernel_benchmarks(const GpuBench& how) {
@@ -195,6 +225,8 @@ std::vector<BenchCase> gpu_kernel_benchmarks(const GpuBench& how) {
         add(fmt::format("conv{} {}", direction, s.name), conv, s, backward);
         add(fmt::format("layer norm{} {}", direction, s.name), norm, s, backward);
       }
+    for (const int64_t mib : {16, 32, 64, 256})
+      add(fmt::format("vocabulary head mqar, blocks of {} MiB", mib), head, mib);
     for (const LinearSizes& s : linears)
       for (const auto& [which, name] : {std::pair{Which::forward, "linear"},
                                         {Which::input, "linear input gradient"},

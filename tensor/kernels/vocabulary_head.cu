@@ -6,12 +6,11 @@
 // These are the gradients for dloss = 1. The loss is the last op of a step, so computing them here means that
 // no logit is computed twice; the backward pass only scales them.
 #include "tensor/blas.h"
-#include "tensor/dispatch.h"
+#include "tensor/elements.h"
 #include "tensor/kernels.h"
 #include "tensor/kernels/vocabulary_head_cuda.cuh"
 #include "tensor/labelled_rows.h"
 #include "tensor/row_softmax.h"
-#include "tensor/strided.h"
 
 namespace eigentrace::kernels {
 namespace {
@@ -132,12 +131,11 @@ void scatter_cpu(const Tensor& c, const Tensor& x, const LabelledRows& labelled,
   });
 }
 
-template <class T>
 struct ScaleBy {
-  const T *c, *x;
-  T* y;
-  StridedIndex index;
-  ET_HD void operator()(int64_t i) const { y[index.offset(1, i)] = *c * x[index.offset(0, i)]; }
+  template <class T>
+  ET_HD T operator()(T c, T x) const {
+    return c * x;
+  }
 };
 
 }  // namespace
@@ -184,9 +182,8 @@ void scale_by(Context& ctx, const Tensor& c, const Tensor& x, Tensor& y) {
   if (!(x.shape() == y.shape()) || c.numel() != 1 || x.dtype() != y.dtype() || c.dtype() != x.dtype())
     fail("scale_by: c of one element and equal shapes expected, found " + to_string(c) + ", " + to_string(x) +
          ", " + to_string(y));
-  const StridedIndex index = strided_index(x, y, y);
   dispatch_floating(ctx, "scale_by", x.dtype(), [&]<class T>() {
-    for_each_index(ctx, x.numel(), ScaleBy<T>{c.data<T>(), x.data<T>(), y.data<T>(), index});
+    map_elements<T>(ctx, ScaleBy{}, std::array{c.reshape(Shape{}).expand(x.shape()), x}, y);
   });
 }
 
