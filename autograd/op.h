@@ -48,6 +48,7 @@ namespace eigentrace {
   X(diagonal_scan, "h_i = λ h_{i−1} + x_i, complex")                      \
   X(s5_discretise, "log λ and B's factor, from Λ and Δ")                  \
   X(selective_scan, "h_i = exp(δ_i A) h_{i−1} + δ_i x_i B_i")             \
+  X(selective_step, "Δ = softplus(x + b), log a = −exp(a_log) Δ")         \
   X(s4_kernel, "K = Re IFFT(Cauchy sums of Λ, P, B, C)")                  \
   X(fft_convolution, "y_t = Σ_{j≤t} K_j u_{t−j} + D u_t")                 \
   X(channel_skip, "z = y + d_c u, per channel")                           \

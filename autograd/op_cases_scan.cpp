@@ -43,6 +43,20 @@ OpInstance selective_scan_instance(uint64_t seed, Device device) {
           {"x", "delta", "a_log", "b, c", "d"}};
 }
 
+OpInstance selective_step_instance(uint64_t seed, Device device) {
+  Rng rng(seed);
+  const int64_t b = odd_size(rng, 7), t = odd_size(rng), h = odd_size(rng, 7);
+  // x is the end of a wider projection; one of the two results alone as well
+  return {[h](Tape&, const Values& in) {
+            const Var x = split(in[0], {3, h})[1];
+            const SelectiveStep both = selective_step(x, in[1], in[2]);
+            return Values{both.delta, both.log_a, selective_step(x, in[2], in[1]).log_a};
+          },
+          {normal_tensor(rng, {b, t, 3 + h}, device), normal_tensor(rng, {h}, device),
+           normal_tensor(rng, {h}, device)},
+          {"x", "bias", "a_log"}};
+}
+
 OpInstance s4_kernel_instance(uint64_t seed, Device device) {
   Rng rng(seed);
   const int64_t n = odd_size(rng, 7), d = odd_size(rng, 7), length = odd_size(rng);
@@ -119,6 +133,7 @@ std::vector<OpCase> op_cases_scan() {
           {"selective_scan", Op::selective_scan, selective_scan_instance},
           {"s4_kernel", Op::s4_kernel, s4_kernel_instance},
           {"fft_convolution", Op::fft_convolution, fft_convolution_instance},
+          {"selective_step", Op::selective_step, selective_step_instance},
           {"channel_skip", Op::channel_skip, channel_skip_instance},
           {"lru_maps", Op::lru_maps, lru_maps_instance}};
 }

@@ -200,6 +200,30 @@ Var fft_convolution(const Var& u, const Var& k, const Var& d) {
   });
 }
 
+SelectiveStep selective_step(const Var& x, const Var& bias, const Var& a_log) {
+  expect(x.rank() >= 1, "selective_step", "x", "[..., H]", x);
+  expect_shape("selective_step", "bias", {x.dim(-1)}, bias);
+  expect_shape("selective_step", "a_log", {x.dim(-1)}, a_log);
+
+  Context& ctx = x.ctx();
+  Tensor delta = ctx.empty(x.shape(), x.dtype()), log_a = ctx.empty(x.shape(), x.dtype());
+  kernels::selective_step(ctx, x.value(), bias.value(), a_log.value(), delta, log_a);
+
+  const VarRef refs[] = {x.ref(), bias.ref(), a_log.ref()};
+  const std::vector<Var> out =
+      x.tape().record_many(Op::selective_step, {delta, log_a}, refs, [x, bias, a_log](Backward& b) {
+        const Tensor ddelta = b.has_dy(0) ? b.dy(0) : Tensor(), dlog_a = b.has_dy(1) ? b.dy(1) : Tensor();
+        Tensor dx = b.destination(x.ref()), dbias = b.destination(bias.ref()),
+               da_log = b.destination(a_log.ref());
+        kernels::selective_step_backward(b.ctx(), x.value(), bias.value(), a_log.value(), ddelta, dlog_a, dx,
+                                         dbias, da_log);
+        b.commit(x.ref(), dx);
+        b.commit(bias.ref(), dbias);
+        b.commit(a_log.ref(), da_log);
+      });
+  return {out[0], out[1]};
+}
+
 Var channel_skip(const Var& y, const Var& u, const Var& d) {
   expect(u.rank() >= 1, "channel_skip", "u", "[..., D]", u);
   expect(y.shape() == u.shape(), "channel_skip", "y", to_string(u.shape()), y);

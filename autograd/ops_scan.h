@@ -28,6 +28,13 @@ Discretised s5_discretise(const Var& lambda_re, const Var& lambda_im, const Var&
 Var selective_scan(const Var& x, const Var& delta, const Var& a_log, const Var& b, const Var& c,
                    const Var& d);
 
+/// Step size and decay of Mamba-2 (arXiv 2405.21060): Δ = softplus(x + bias), log_a = −exp(a_log) Δ. x rows
+/// [..., H], bias, a_log [H] → both [..., H] dense. Kept: operands.
+struct SelectiveStep {
+  Var delta, log_a;
+};
+SelectiveStep selective_step(const Var& x, const Var& bias, const Var& a_log);
+
 /// S4's convolution kernel of `length` taps (arXiv 2111.00396): DPLR parameters lambda_re, lambda_im [N,D],
 /// p, b, c [N,D,2], log_step [1,D] → K [D, length]. Re Λ ≤ −1e−4 in use (no gradient where clipped). Computed
 /// in double. Cost N·D·length. Gradients of complex parameters are (dL/dRe, dL/dIm).

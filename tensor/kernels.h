@@ -304,6 +304,15 @@ void selective_scan(Context& ctx, const SelectiveScan& in, Tensor& y,
 void selective_scan_backward(Context& ctx, const SelectiveScan& in, const Tensor& boundary, const Tensor& dy,
                              SelectiveScan& gradient);
 
+/// Mamba-2: Δ = softplus(x + bias), log_a = −exp(a_log) Δ; x rows [..., H], bias, a_log [H], Δ and log_a dense
+/// (selective_step.cu)
+void selective_step(Context& ctx, const Tensor& x, const Tensor& bias, const Tensor& a_log, Tensor& delta,
+                    Tensor& log_a);
+/// ddelta, dlog_a: undefined if none came. dx, dbias, da_log: undefined if not wanted.
+void selective_step_backward(Context& ctx, const Tensor& x, const Tensor& bias, const Tensor& a_log,
+                             const Tensor& ddelta, const Tensor& dlog_a, Tensor& dx, Tensor& dbias,
+                             Tensor& da_log);
+
 /// Parameters of S4 as stored, or their gradients: [N,D], [N,D,2] and [1,D], dense.
 struct S4Parameters {
   Tensor lambda_re, lambda_im, p, b, c, log_step;

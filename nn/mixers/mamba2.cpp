@@ -4,6 +4,7 @@
 
 #include "autograd/ops_attention.h"
 #include "autograd/ops_pointwise.h"
+#include "autograd/ops_scan.h"
 #include "autograd/ops_shape.h"
 #include "spectral/realisation.h"
 
@@ -42,8 +43,8 @@ class Mamba2 : public Mixer {
   }
 
  protected:
-  /// x, B, C, Δ.
-  void project(Forward& forward, const Var& u, bool convolve, Mamba2Terms& t) const {
+  /// x, B, C; returns what Δ is made of.
+  Var project(Forward& forward, const Var& u, bool convolve, Mamba2Terms& t) const {
     t.input = u;
     const std::vector<Var> parts = split(in_(forward, u), {inner_ + 2 * states_, steps_});
     const Var xbc = convolve ? convolution_(forward, parts[0]) : parts[0];
@@ -52,7 +53,7 @@ class Mamba2 : public Mixer {
     t.v = reshape(cut[0], {batch, time, heads_, inner_ / heads_});
     t.k = reshape(cut[1], {batch, time, 1, states_});
     t.q = reshape(cut[2], {batch, time, 1, states_});
-    t.dt = unary(Unary::softplus, add(parts[1], forward(dt_bias_)));
+    return parts[1];
   }
   int64_t width_, inner_, states_, heads_, steps_;
   Parameter *dt_bias_, *skip_;
@@ -71,8 +72,9 @@ class Ssd final : public Mamba2 {
   const char* family() const override { return "mamba2"; }
   std::unique_ptr<Terms> terms(Forward& forward, const Var& x, bool convolve) const override {
     auto t = std::make_unique<Mamba2Terms>();
-    project(forward, x, convolve, *t);
-    t->log_a = mul(t->dt, unary(Unary::neg, unary(Unary::exp, forward(a_log_))));
+    const Var raw = project(forward, x, convolve, *t);
+    const SelectiveStep step = selective_step(raw, forward(dt_bias_), forward(a_log_));
+    t->dt = step.delta, t->log_a = step.log_a;
     return t;
   }
   Mixed mix(Forward& forward, const Terms& terms) const override {
@@ -103,7 +105,7 @@ class PseudoLti final : public Mamba2 {
   const char* family() const override { return "mamba2-pseudoLTI"; }
   std::unique_ptr<Terms> terms(Forward& forward, const Var& x, bool convolve) const override {
     auto t = std::make_unique<Mamba2Terms>();
-    project(forward, x, convolve, *t);
+    t->dt = unary(Unary::softplus, add(project(forward, x, convolve, *t), forward(dt_bias_)));
     const int64_t batch = x.dim(0), time = x.dim(1);
     const Var grouped = reshape(t->k, {batch, time, heads_, states_ / heads_});
     t->k = reshape(mul(grouped, reshape(t->dt, {batch, time, heads_, 1})), {batch, time, 1, states_});
