@@ -9,12 +9,14 @@
 // `realise` only relabels the tensors of the first two as (Λ, B, C, D): a spectrum is of what was computed.
 #include <functional>
 #include <memory>
+#include <vector>
 
 #include "nn/module.h"
 
 namespace eigentrace {
 
 struct Realisation;  // spectral/realisation.h
+struct Lambda;
 
 /// What a mixer computed before its recurrence. Each family has a struct of its own derived from this one.
 struct Terms {
@@ -25,6 +27,12 @@ struct Terms {
 struct Mixed {
   Var y;           ///< the recurrence's output, as the family shapes it: [B,T,H,P] or [B,T,D]
   Tensor log_eta;  ///< [B,T,H], log of the normaliser; undefined where the family has none
+};
+
+/// A tensor that a layer's eigenvalues are a function of.
+struct LambdaSource {
+  Tensor values;
+  bool per_step = false;  ///< [B,T,…], a row for each sequence and step; false: the same for all
 };
 
 /// A layer's eigenvalues on the tape: log|λ| and arg λ (undefined: real and positive). [B,T,H] (attention:
@@ -50,6 +58,12 @@ class Mixer {
   /// (Λ, B, C, D) as views of what terms and mix computed: no copies beyond their size, valid while they are.
   /// y of the system is mixed.y.
   virtual Realisation realise(const Terms& terms, const Mixed& mixed) const = 0;
+
+  /// What Λ is a function of, as terms and mix computed it: valid while they are, nothing is computed here,
+  /// so that a captured pass can copy them.
+  virtual std::vector<LambdaSource> lambda_sources(const Terms& terms, const Mixed& mixed) const = 0;
+  /// Λ as `realise` gives it, from those tensors or from copies of them on any device.
+  virtual Lambda lambda(const std::vector<Tensor>& sources) const = 0;
 
   /// True iff mix_with works: the recurrence can run with other eigenvalues through the ops of the tape.
   virtual bool has_mix_with() const { return false; }

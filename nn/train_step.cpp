@@ -67,31 +67,48 @@ void TrainStep::fill_table() {
 void TrainStep::rates_changed() { fill_table(); }
 
 Loss TrainStep::forward_backward(Context& ctx, const ModelInput& input, const Labels& labels,
-                                 bool check_finite) {
+                                 bool check_finite, StepReading* reading) {
   Tape tape(ctx);
   tape.check_finite = check_finite;
   Forward forward(tape, model_.parameters());
   forward.dropout = true;
   forward.batch_statistics = true;
   if (hook_) hook_(forward, input);
+  if (reading) reading->attach(forward);
   Loss loss = model_.loss(forward, input, labels);
   tape.backward(loss.value);
   return loss;
 }
 
-void TrainStep::enqueue(const ModelInput& input, const Labels& labels) {
-  const Loss loss = forward_backward(ctx_, input, labels, false);
+StepPlan TrainStep::plan(const ModelInput& input, const Labels& labels, StepReading* reading) {
+  if (reading) reading->choose(shape_key(input, labels));
+  Context dry = Context::dry_run(ctx_.device());
+  dry.precision = ctx_.precision, dry.attention_precision = ctx_.attention_precision;
+  forward_backward(dry, input, labels, false, reading);
+  if (reading) reading->allocate();
+  return {dry.slab().peak(), dry.slab().peak_label(), reading ? reading->bytes() : 0};
+}
+
+void TrainStep::enqueue(const ModelInput& input, const Labels& labels, StepReading* reading) {
+  const Loss loss = forward_backward(ctx_, input, labels, false, reading);
   optimiser_.update(ctx_);
   kernels::end_step(ctx_, {loss.loss_sum, loss.correct, optimiser_.device_norm(), table_, first_,
                            optimiser_.device_rates(), ring_});
 }
 
-void TrainStep::run(const ModelInput& input, const Labels& labels) {
+void TrainStep::run(const ModelInput& input, const Labels& labels, StepReading* reading) {
   if (pending() >= most_pending)
     fail(fmt::format("TrainStep::run: {} steps since the last look at the results; call results()",
                      pending()));
   if (step_ - table_first_ >= table_rows) fill_table();
-  (hook_ ? eager_ : graphs_).run(ctx_, shape_key(input, labels), [&] { enqueue(input, labels); });
+  std::vector<int64_t> key = shape_key(input, labels);
+  if (reading) {
+    if (!reading->choose(key)) plan(input, labels, reading);
+    key.push_back(reading->address());
+    reading->before(ctx_);
+  }
+  (hook_ ? eager_ : graphs_).run(ctx_, key, [&] { enqueue(input, labels, reading); });
+  if (reading) reading->after(ctx_);
   ++step_;
   optimiser_.set_steps(optimiser_.steps() + 1);
 }

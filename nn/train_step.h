@@ -3,11 +3,13 @@
 // batch shape runs once as it is, is then captured as one CUDA graph and replayed; nothing in it reads from
 // the host or is read by it, so the host only looks at the results now and then.
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "nn/model.h"
 #include "nn/optimiser.h"
 #include "nn/schedule.h"
+#include "nn/step_reading.h"
 #include "tensor/graph.h"
 
 namespace eigentrace {
@@ -18,6 +20,13 @@ using PassHook = std::function<void(Forward&, const ModelInput&)>;
 
 /// All that captured work bakes in about a batch.
 std::vector<int64_t> shape_key(const ModelInput& input, const Labels& labels);
+
+/// What a step needs.
+struct StepPlan {
+  size_t peak = 0;     ///< bytes of step memory
+  std::string label;   ///< the op that most of it is in use at
+  size_t reading = 0;  ///< bytes that a reading copies, outside step memory
+};
 
 /// What a step reports, in the order of steps.
 struct StepResult {
@@ -40,8 +49,11 @@ class TrainStep {
   /// Says that `rates` gives other numbers from the next step on (a plateau).
   void rates_changed();
   /// One step on a batch whose tensors keep their addresses as long as their shapes stay. Does not wait for
-  /// it. Error: out of step memory, naming the op.
-  void run(const ModelInput& input, const Labels& labels);
+  /// it. With a reading (not null) the same kernels run, to the same bits, and copies of what eigenvalues are
+  /// a function of: on a GPU a graph of its own. Error: out of step memory, naming the op.
+  void run(const ModelInput& input, const Labels& labels, StepReading* reading = nullptr);
+  /// The step as a dry run; the reading's memory is asked for. Error: of that there is too little.
+  StepPlan plan(const ModelInput& input, const Labels& labels, StepReading* reading = nullptr);
   /// Results of the steps since the last call; waits for them. At most `most_pending` steps may lie between
   /// calls.
   std::vector<StepResult> results();
@@ -49,13 +61,14 @@ class TrainStep {
   int64_t pending() const { return step_ - read_; }
 
   /// The step's forward and backward pass alone, looking at every value if `check_finite`.
-  Loss forward_backward(Context& ctx, const ModelInput& input, const Labels& labels, bool check_finite);
+  Loss forward_backward(Context& ctx, const ModelInput& input, const Labels& labels, bool check_finite,
+                        StepReading* reading = nullptr);
   /// Nodes of the graph used last; 0: the last step ran eagerly.
   size_t graph_nodes() const { return graphs_.nodes(); }
 
  private:
   void fill_table();
-  void enqueue(const ModelInput& input, const Labels& labels);
+  void enqueue(const ModelInput& input, const Labels& labels, StepReading* reading);
 
   Context& ctx_;
   Model& model_;

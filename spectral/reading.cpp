@@ -23,8 +23,8 @@ int64_t product(const std::vector<int64_t>& shape) {
   return count;
 }
 
-void read(const NormaliserRatio& ratio, const Realisation& system, LayerSpectrum& out) {
-  const int64_t batch = system.batch(), steps = system.steps(), heads = system.heads();
+void read(const NormaliserRatio& ratio, LayerSpectrum& out) {
+  const int64_t batch = ratio.log_eta.dim(0), steps = ratio.log_eta.dim(1), heads = ratio.log_eta.dim(2);
   out.kind = SpectrumKind::time_varying, out.gauge = ratio.gauge, out.has_gauge = true;
   out.first_step = 1;
   out.shape = {batch, steps - 1, heads};
@@ -40,14 +40,14 @@ void read(const NormaliserRatio& ratio, const Realisation& system, LayerSpectrum
   }
 }
 
-void read(const ScalarDecay& decay, const Realisation&, LayerSpectrum& out) {
+void read(const ScalarDecay& decay, LayerSpectrum& out) {
   const bool lti = decay.log_lambda.rank() == 1;
   out.kind = lti ? SpectrumKind::fixed_per_head : SpectrumKind::time_varying;
   out.shape = decay.log_lambda.shape().to_vector();
   out.log_abs = decay.log_lambda.to_vector<double>();
 }
 
-void read(const Diagonal& diagonal, const Realisation&, LayerSpectrum& out) {
+void read(const Diagonal& diagonal, LayerSpectrum& out) {
   out.kind = SpectrumKind::fixed;
   out.shape = diagonal.log_abs.shape().to_vector();
   out.log_abs = diagonal.log_abs.to_vector<double>();
@@ -86,8 +86,9 @@ void count_step(double delta, std::span<const double> a, const std::vector<doubl
   }
 }
 
-void read(const Outer& outer, const Realisation& system, const ReadingOptions& options, LayerSpectrum& out) {
-  const int64_t batch = system.batch(), steps = system.steps(), width = outer.a.dim(0), n = outer.a.dim(1);
+void read(const Outer& outer, const ReadingOptions& options, LayerSpectrum& out) {
+  const int64_t batch = outer.delta.dim(0), steps = outer.delta.dim(1), width = outer.a.dim(0),
+                n = outer.a.dim(1);
   const int64_t kept =
       std::clamp<int64_t>(options.max_values / std::max<int64_t>(1, batch * steps), 1, width * n);
   out.kind = SpectrumKind::selective;
@@ -201,19 +202,21 @@ LayerSpectrum::LayerSpectrum() : max_residual(unknown), max_condition(unknown), 
 
 LayerSpectrum read_spectrum(const Realisation& system, int64_t layer, const ReadingOptions& options) {
   check(system);
+  return read_spectrum(Lambda{system.family, system.lambda}, layer, options);
+}
+
+LayerSpectrum read_spectrum(const Lambda& lambda, int64_t layer, const ReadingOptions& options) {
   LayerSpectrum spectrum;
-  spectrum.layer = layer, spectrum.family = system.family;
+  spectrum.layer = layer, spectrum.family = lambda.family;
   std::visit(
-      [&](const auto& lambda) {
-        using T = std::decay_t<decltype(lambda)>;
-        if constexpr (std::is_same_v<T, Outer>)
-          read(lambda, system, options, spectrum);
-        else if constexpr (std::is_same_v<T, Dplr>)
-          read(lambda, options, spectrum);
+      [&](const auto& map) {
+        using T = std::decay_t<decltype(map)>;
+        if constexpr (std::is_same_v<T, Outer> || std::is_same_v<T, Dplr>)
+          read(map, options, spectrum);
         else
-          read(lambda, system, spectrum);
+          read(map, spectrum);
       },
-      system.lambda);
+      lambda.map);
   if (spectrum.full_count == 0) spectrum.full_count = int64_t(spectrum.log_abs.size());
   return spectrum;
 }

@@ -76,6 +76,8 @@ struct ReadingOptions {
 /// layer has more than max_values, a seeded choice of whole series is kept and the bins, the shares and the
 /// spectral radius are counted over all. Errors: check()'s; those of the eigensolver.
 LayerSpectrum read_spectrum(const Realisation& system, int64_t layer, const ReadingOptions& options = {});
+/// The same of Λ alone, which may be copies on the host of what the layer computed.
+LayerSpectrum read_spectrum(const Lambda& lambda, int64_t layer, const ReadingOptions& options = {});
 
 /// Statistics of a layer and of each of its heads. Sampled layers: `all`'s bins, counts, shares and spectral
 /// radius are those of every eigenvalue, its moments, quantiles and horizons those of the series kept.

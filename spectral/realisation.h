@@ -78,6 +78,12 @@ struct Dplr {
 
 using StateMap = std::variant<ScalarDecay, NormaliserRatio, Diagonal, Outer, Dplr>;
 
+/// Λ alone: what eigenvalues are read from.
+struct Lambda {
+  Family family = Family::softmax_attention;
+  StateMap map;
+};
+
 // --- B and C
 // ------------------------------------------------------------------------------------------------
 

@@ -15,19 +15,24 @@ namespace {
 class Collector {
  public:
   Collector(const Model& model, const SpectrumRequest& request, int64_t keep)
-      : request_(request), keep_(keep), layers_(model.mixers().size()), later_(layers_.size()) {}
+      : request_(request), keep_(keep), layers_(model.mixers().size()), lambdas_(layers_.size()) {}
 
   /// Right after a mixer's recurrence: what the layer computed.
   void on_mixer(int layer, const Mixer& mixer, const Terms& terms, const Mixed& mixed) {
-    const Realisation system = mixer.realise(terms, mixed);
-    LayerRecord& record = layers_.at(size_t(layer));
-    if (wants_exact() && system.family == Family::s4) {
-      later_[size_t(layer)] = eigenproblem(system);
-    } else if (wants_exact()) {
-      record.spectrum = read_spectrum(system, layer, request_.reading);
-      if (request_.interventions) request_.interventions->alter(record.spectrum);
+    if (wants_exact()) {
+      std::vector<Tensor> sources;
+      for (const LambdaSource& source : mixer.lambda_sources(terms, mixed))
+        sources.push_back(source.values.clone(Device{}, source.values.dtype()));
+      on_sources(layer, mixer, sources);
     }
-    if (request_.check) record.replay = replay(system, mixed.y.value(), request_.replay);
+    if (request_.check)
+      layers_.at(size_t(layer)).replay =
+          replay(mixer.realise(terms, mixed), mixed.y.value(), request_.replay);
+  }
+
+  /// The same later, from copies on the host.
+  void on_sources(int layer, const Mixer& mixer, const std::vector<Tensor>& sources) {
+    lambdas_.at(size_t(layer)) = mixer.lambda(sources);
   }
 
   /// Replaced y against the simulation of the altered system.
@@ -57,8 +62,9 @@ class Collector {
     std::vector<LayerRecord> records;
     for (size_t l = 0; l < layers_.size(); ++l) {
       LayerRecord& record = layers_[l];
-      if (later_[l]) {
-        record.spectrum = read_spectrum(*later_[l], int64_t(l), request_.reading);
+      if (lambdas_[l]) {
+        record.spectrum = read_spectrum(*lambdas_[l], int64_t(l), request_.reading);
+        lambdas_[l].reset();
         if (request_.interventions) request_.interventions->alter(record.spectrum);
       }
       if (request_.compare && record.published)
@@ -79,23 +85,10 @@ class Collector {
 
  private:
   bool wants_exact() const { return !request_.published || request_.compare; }
-  /// What S4's eigenvalues depend on, as copies on the host: a single step of input stands for all.
-  static Realisation eigenproblem(const Realisation& system) {
-    const auto host = [](const Tensor& t) { return t.clone(Device{}, t.dtype()); };
-    const auto pair = [&](const ComplexTensor& z) { return ComplexTensor{host(z.re), host(z.im)}; };
-    const auto& dplr = std::get<Dplr>(system.lambda);
-    const auto& maps = std::get<Channels>(system.maps);
-    return {system.family,
-            Dplr{pair(dplr.lambda), pair(dplr.p), host(dplr.log_step)},
-            Channels{pair(maps.b), pair(maps.c), maps.length},
-            Tensor::zeros({1, 1, system.u.dim(2)}, system.u.dtype()),
-            {}};
-  }
-
   const SpectrumRequest request_;
   const int64_t keep_;
   std::vector<LayerRecord> layers_;
-  std::vector<std::optional<Realisation>> later_;
+  std::vector<std::optional<Lambda>> lambdas_;  // on the host
 };
 
 /// Full float32 for as long as it lives: η never comes out of a TF32 product.
@@ -104,6 +97,19 @@ struct FullPrecision {
   Precision before = std::exchange(ctx.precision, Precision::fp32);
   ~FullPrecision() { ctx.precision = before; }
 };
+
+/// What a record says about itself.
+std::vector<std::pair<std::string, std::string>> about(const Model& model, const Shape& input,
+                                                       const char* pass, bool published, bool masks) {
+  return {{"reading", published ? "published" : "exact"},
+          {"pass", pass},
+          {"sequences", std::to_string(input[0])},
+          {"steps", std::to_string(input[1])},
+          {"layers", std::to_string(model.mixers().size())},
+          {"mixer", model.mixers().empty() ? "" : model.mixers()[0]->family()},
+          {"dtype", name_of(model.parameters().dtype())},
+          {"published_dropout", masks ? "yes" : "no"}};
+}
 
 }  // namespace
 
@@ -143,17 +149,22 @@ std::function<SpectrumRecord()> begin_spectra(Context& ctx, const Model& model, 
   }
   SpectrumRecord record;
   const Shape shape = input.tokens.ids.defined() ? input.tokens.ids.shape() : input.values.shape();
-  record.about = {{"reading", request.published && !request.compare ? "published" : "exact"},
-                  {"sequences", std::to_string(shape[0])},
-                  {"steps", std::to_string(shape[1])},
-                  {"layers", std::to_string(model.mixers().size())},
-                  {"mixer", model.mixers().empty() ? "" : model.mixers()[0]->family()},
-                  {"dtype", name_of(model.parameters().dtype())},
-                  {"published_dropout", masks ? "yes" : "no"}};
+  record.about = about(model, shape, "evaluation", request.published && !request.compare, masks);
   return [kept, record]() mutable {
     record.layers = kept->finish();
     return record;
   };
+}
+
+SpectrumRecord step_spectra(const Model& model, const std::vector<StepReading::Layer>& layers,
+                            const Shape& input, const SpectrumRequest& request, int64_t keep) {
+  Collector collector(model, request, keep);
+  for (const StepReading::Layer& layer : layers)
+    collector.on_sources(layer.layer, *layer.mixer, layer.sources);
+  SpectrumRecord record;
+  record.about = about(model, input, "training step", false, false);
+  record.layers = collector.finish();
+  return record;
 }
 
 SpectrumRecord model_spectra(Context& ctx, const Model& model, const ModelInput& input,

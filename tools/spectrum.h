@@ -7,6 +7,7 @@
 
 #include "nn/intervention.h"
 #include "nn/model.h"
+#include "nn/step_reading.h"
 #include "spectral/files.h"
 #include "tasks/task.h"
 
@@ -26,10 +27,10 @@ struct SpectrumRequest {
   std::shared_ptr<const Interventions> interventions;
 };
 
-/// The pass of model_spectra now, what is left of it later: the function that is returned solves S4's
-/// eigenproblems and takes the statistics from host copies alone, so that another thread may call it (once)
-/// while the model is trained on. Statistics are of all eigenvalues; of a layer's no more than about `keep`
-/// are then kept in the record (0: all; see thinned).
+/// The pass of model_spectra now, what is left of it later: the function that is returned finds
+/// eigenvalues and statistics from host copies of what they are a function of, so that another thread may
+/// call it (once) while the model is trained on. Statistics are of all eigenvalues; of a layer's no more than
+/// about `keep` are then kept in the record (0: all; see thinned).
 std::function<SpectrumRecord()> begin_spectra(Context& ctx, const Model& model, const ModelInput& input,
                                               const SpectrumRequest& request = {}, int64_t keep = 0);
 
@@ -39,6 +40,11 @@ std::function<SpectrumRecord()> begin_spectra(Context& ctx, const Model& model, 
 /// left out where it alone is asked for. Errors: those of reading and replay.
 SpectrumRecord model_spectra(Context& ctx, const Model& model, const ModelInput& input,
                              const SpectrumRequest& request = {});
+
+/// The exact reading of what a training step's own pass computed, from host copies: any thread. `input`:
+/// [sequences, steps] of them. `keep` as above.
+SpectrumRecord step_spectra(const Model& model, const std::vector<StepReading::Layer>& layers,
+                            const Shape& input, const SpectrumRequest& request = {}, int64_t keep = 0);
 
 /// Sequences the study reads a spectrum of: 64 (MQAR, CIFAR and what it does not name), 32 (IMDB, ListOps), 8
 /// (WikiText).

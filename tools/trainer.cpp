@@ -186,26 +186,23 @@ LoaderPosition Trainer::position(int64_t step) const {
   return {step / epoch, step % epoch};
 }
 
-void Trainer::plan(const Batch& batch) {
-  Context dry = Context::dry_run(options_.device);
-  dry.precision = ctx_.precision, dry.attention_precision = ctx_.attention_precision;
+void Trainer::plan(const Batch& batch, StepReading* reading) {
   data_.load(batch, masked_, average_);
-  train_step_.forward_backward(dry, data_.input(), data_.labels(), false);
+  const StepPlan plan = train_step_.plan(data_.input(), data_.labels(), reading);
   const auto mib = [](size_t bytes) { return static_cast<double>(bytes) / 1048576.0; };
-  if (dry.slab().peak() > ctx_.slab().capacity())
+  if (plan.peak > ctx_.slab().capacity())
     fail(fmt::format(
         "a training step needs {:.0f} MiB of step memory (most of it in use at {}), {} has {:.0f}; "
         "use a smaller batch or model",
-        mib(dry.slab().peak()), dry.slab().peak_label(), to_string(options_.device),
-        mib(ctx_.slab().capacity())));
-  info_.peak_step_memory_mib = mib(dry.slab().peak());
+        mib(plan.peak), plan.label, to_string(options_.device), mib(ctx_.slab().capacity())));
+  info_.peak_step_memory_mib = mib(plan.peak);
   folder_.write_info(info_);
 }
 
-void Trainer::step(const Batch& batch) {
+void Trainer::step(const Batch& batch, StepReading* reading) {
   if (labels_.empty()) remember();
   data_.load(batch, masked_, average_, &ctx_);
-  train_step_.run(data_.input(), data_.labels());
+  train_step_.run(data_.input(), data_.labels(), reading);
   labels_.push_back(static_cast<double>(batch.label_count));
   ++step_;
   // A look at a GPU's results waits for it, so there it is taken seldom.
@@ -408,8 +405,16 @@ RunInfo Trainer::run() {
         return info_;
       }
       const Batch& batch = *loader.next();
-      if (!planned) plan(batch), planned = true;  // before the first step touches memory
-      step(batch);
+      if (!planned) plan(batch, spectra.in_step()), planned = true;  // before the first step touches memory
+      const bool read = spectra.due(step_ + 1);
+      StepReading* reading = read ? spectra.in_step() : nullptr;
+      if (reading) {
+        const Clock::time_point before = Clock::now();
+        spectra.wait();
+        row_start += Clock::now() - before;
+      }
+      step(batch, reading);
+      if (reading) spectra.take(step_, batch);
       const int64_t every = config_.train.checkpoint_every;
       const bool checkpoint = every > 0 && step_ % every == 0;
       if (checkpoint || step_ == stop_before || stop_signal != 0) collect();
@@ -418,7 +423,7 @@ RunInfo Trainer::run() {
         log_row(metrics, seconds_since(row_start));
         row_start = Clock::now();
       }
-      if (spectra.due(step_)) {
+      if (read && !reading) {
         collect();
         const Clock::time_point before = Clock::now();
         spectra.read(ctx_, step_);

@@ -75,9 +75,10 @@ class Trainer {
   };
   std::vector<Tensor> touched() const;  ///< running statistics, and gradients summed over steps
   void remember();
-  void restore(int64_t step);     ///< stands before `step`, from which on no weight has moved
-  void plan(const Batch& batch);  ///< notes what a step needs. Error: the device has less
-  void step(const Batch& batch);
+  void restore(int64_t step);  ///< stands before `step`, from which on no weight has moved
+  /// Notes what a step needs, and readings in steps if not null. Error: the device has less.
+  void plan(const Batch& batch, StepReading* reading);
+  void step(const Batch& batch, StepReading* reading);
   void collect();  ///< the results of the steps that have not been looked at
   [[noreturn]] void fail_step(int64_t step);
   void load(const std::string& path);

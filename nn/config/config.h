@@ -110,8 +110,12 @@ constexpr auto enum_names(Reading) { return std::array{"exact", "published", "bo
 enum class SpectralPrecision : unsigned char { f32, f64 };
 constexpr auto enum_names(SpectralPrecision) { return std::array{"f32", "f64"}; }
 
+enum class SpectralPass : unsigned char { training, evaluation };
+constexpr auto enum_names(SpectralPass) { return std::array{"training", "evaluation"}; }
+
 struct SpectralConfig {
   int64_t every = 0;
+  SpectralPass pass = SpectralPass::training;
   int64_t batch = 8;
   Reading reading = Reading::exact;
   SpectralPrecision dtype = SpectralPrecision::f32;
@@ -122,6 +126,8 @@ struct SpectralConfig {
 template <class V>
 void visit_fields(V& v, SpectralConfig& c) {
   v("every", c.every, "steps between readings during training (0: before and after only)");
+  v("pass", c.pass,
+    "along training: training (the step's own pass, where it has what is asked for) or evaluation (one more)");
   v("batch", c.batch, "sequences read");
   v("reading", c.reading, "exact, published or both");
   v("dtype", c.dtype, "f32 or f64: the pass that is read");

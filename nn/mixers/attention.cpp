@@ -32,7 +32,15 @@ class Attention : public Mixer {
     return out_(forward, drops_weights() ? merged : dropout(merged, forward.rate(config_.att_dropout)));
   }
 
+  std::vector<LambdaSource> lambda_sources(const Terms&, const Mixed& mixed) const override {
+    return {{mixed.log_eta, true}};
+  }
+  Lambda lambda(const std::vector<Tensor>& sources) const override {
+    return {kind(), NormaliserRatio{sources.at(0), Gauge::state_normalised}};
+  }
+
  protected:
+  virtual Family kind() const = 0;
   /// True iff att_dropout acts on the attention weights instead of on y.
   virtual bool drops_weights() const { return false; }
   /// What q and k pass through before the recurrence.
@@ -91,14 +99,15 @@ class SoftmaxAttention final : public QkvAttention {
   }
   Realisation realise(const Terms& terms, const Mixed& mixed) const override {
     const AttentionTerms& t = own(terms);
-    return {Family::softmax_attention,
-            NormaliserRatio{mixed.log_eta, Gauge::state_normalised},
+    return {kind(),
+            lambda({mixed.log_eta}).map,
             Kernel{t.q.value(), t.k.value(), inverse_root_width()},
             t.v.value(),
             {}};
   }
 
  protected:
+  Family kind() const override { return Family::softmax_attention; }
   bool drops_weights() const override { return true; }
 };
 
@@ -134,14 +143,12 @@ class LinearAttention final : public QkvAttention {
   }
   Realisation realise(const Terms& terms, const Mixed& mixed) const override {
     const AttentionTerms& t = own(terms);
-    return {Family::linear_attention,
-            NormaliserRatio{mixed.log_eta, Gauge::state_normalised},
-            Factored{t.q.value(), t.k.value(), {}, 1.0},
-            t.v.value(),
-            {}};
+    return {
+        kind(), lambda({mixed.log_eta}).map, Factored{t.q.value(), t.k.value(), {}, 1.0}, t.v.value(), {}};
   }
 
  protected:
+  Family kind() const override { return Family::linear_attention; }
   Var feature_map(const Var& qk) const override { return unary(Unary::elu_plus_one, qk); }
 };
 
@@ -173,14 +180,15 @@ class NormAttention final : public Attention {
   }
   Realisation realise(const Terms& terms, const Mixed& mixed) const override {
     const AttentionTerms& t = own(terms);
-    return {Family::norm_attention,
-            NormaliserRatio{mixed.log_eta, Gauge::state_normalised},
+    return {kind(),
+            lambda({mixed.log_eta}).map,
             Factored{t.q.value(), t.k.value(), {}, scale()},
             t.v.value(),
             {}};
   }
 
  protected:
+  Family kind() const override { return Family::norm_attention; }
   Var feature_map(const Var& qk) const override {
     return config_.approx_fn == ApproxFn::elu ? unary(Unary::elu_plus_one, qk) : qk;
   }

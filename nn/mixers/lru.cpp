@@ -72,9 +72,15 @@ class Lru final : public Mixer {
   Var finish(Forward&, const Terms&, const Var& y) const override { return y; }
   Realisation realise(const Terms& terms, const Mixed&) const override {
     const DiagonalTerms& t = own(terms);
-    return {Family::lru, Diagonal{t.log_abs.value(), t.arg.value()},
+    return {Family::lru, lambda({t.log_abs.value(), t.arg.value()}).map,
             Dense{{b_re_->value, b_im_->value}, {c_re_->value, c_im_->value}, {t.gain_re, {}}, {}, 1},
             t.input.value(), skip_->value};
+  }
+  std::vector<LambdaSource> lambda_sources(const Terms& terms, const Mixed&) const override {
+    return {{own(terms).log_abs.value()}, {own(terms).arg.value()}};
+  }
+  Lambda lambda(const std::vector<Tensor>& sources) const override {
+    return {Family::lru, Diagonal{sources.at(0), sources.at(1)}};
   }
 
  private:

@@ -53,12 +53,18 @@ class Mamba1 final : public Mixer {
   }
   Realisation realise(const Terms& terms, const Mixed&) const override {
     const Mamba1Terms& t = own(terms);
-    std::vector<double> a = a_log_->value.to_vector<double>();
+    return {Family::mamba1, lambda({t.delta.value(), a_log_->value}).map, Selective{t.b.value(), t.c.value()},
+            t.x.value(), skip_->value};
+  }
+  std::vector<LambdaSource> lambda_sources(const Terms& terms, const Mixed&) const override {
+    return {{own(terms).delta.value(), true}, {a_log_->value}};
+  }
+  Lambda lambda(const std::vector<Tensor>& sources) const override {
+    const Tensor& a_log = sources.at(1);
+    std::vector<double> a = a_log.to_vector<double>();
     for (double& e : a) e = -std::exp(e);
-    const Tensor decay =
-        Tensor::from(a, a_log_->value.shape()).clone(a_log_->value.device(), a_log_->value.dtype());
-    return {Family::mamba1, Outer{t.delta.value(), decay}, Selective{t.b.value(), t.c.value()}, t.x.value(),
-            skip_->value};
+    return {Family::mamba1,
+            Outer{sources[0], Tensor::from(a, a_log.shape()).clone(a_log.device(), a_log.dtype())}};
   }
 
  private:

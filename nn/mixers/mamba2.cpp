@@ -88,8 +88,14 @@ class Ssd final : public Mamba2 {
   }
   Realisation realise(const Terms& terms, const Mixed&) const override {
     const Mamba2Terms& t = own(terms);
-    return {Family::mamba2, ScalarDecay{t.log_a.value()},
+    return {Family::mamba2, lambda({t.log_a.value()}).map,
             Factored{t.q.value(), t.k.value(), t.dt.value(), 1.0}, t.v.value(), skip_->value};
+  }
+  std::vector<LambdaSource> lambda_sources(const Terms& terms, const Mixed&) const override {
+    return {{own(terms).log_a.value(), true}};
+  }
+  Lambda lambda(const std::vector<Tensor>& sources) const override {
+    return {Family::mamba2, ScalarDecay{sources.at(0)}};
   }
 
  private:
@@ -123,8 +129,14 @@ class PseudoLti final : public Mamba2 {
   }
   Realisation realise(const Terms& terms, const Mixed&) const override {
     const Mamba2Terms& t = own(terms);
-    return {Family::mamba2_pseudo_lti, ScalarDecay{t.log_a.value()},
+    return {Family::mamba2_pseudo_lti, lambda({t.log_a.value()}).map,
             Factored{t.q.value(), t.k.value(), {}, 1.0}, t.v.value(), skip_->value};
+  }
+  std::vector<LambdaSource> lambda_sources(const Terms& terms, const Mixed&) const override {
+    return {{own(terms).log_a.value(), false}};
+  }
+  Lambda lambda(const std::vector<Tensor>& sources) const override {
+    return {Family::mamba2_pseudo_lti, ScalarDecay{sources.at(0)}};
   }
 
  private:

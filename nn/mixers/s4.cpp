@@ -67,18 +67,22 @@ class S4 final : public Mixer {
   }
   Var finish(Forward&, const Terms&, const Var& y) const override { return y; }
   Realisation realise(const Terms& terms, const Mixed&) const override {
-    std::vector<double> clipped = lambda_re_->value.to_vector<double>();
-    for (double& x : clipped) x = std::min(x, -1e-4);
-    const Tensor& like = lambda_re_->value;
-    const Tensor re = Tensor::from(clipped, like.shape()).clone(like.device(), like.dtype());
-    const int64_t channels = like.dim(1);
-    return {Family::s4,
-            Dplr{{re, lambda_im_->value},
-                 ComplexTensor::interleaved(p_->value),
-                 log_step_->value.reshape({channels})},
+    return {Family::s4, lambda({lambda_re_->value, lambda_im_->value, p_->value, log_step_->value}).map,
             Channels{ComplexTensor::interleaved(b_->value), ComplexTensor::interleaved(c_->value),
                      terms.input.dim(1)},
             terms.input.value(), skip_->value};
+  }
+  std::vector<LambdaSource> lambda_sources(const Terms&, const Mixed&) const override {
+    return {{lambda_re_->value}, {lambda_im_->value}, {p_->value}, {log_step_->value}};
+  }
+  Lambda lambda(const std::vector<Tensor>& sources) const override {
+    const Tensor& like = sources.at(0);
+    std::vector<double> clipped = like.to_vector<double>();
+    for (double& x : clipped) x = std::min(x, -1e-4);
+    const Tensor re = Tensor::from(clipped, like.shape()).clone(like.device(), like.dtype());
+    return {
+        Family::s4,
+        Dplr{{re, sources[1]}, ComplexTensor::interleaved(sources[2]), sources[3].reshape({like.dim(1)})}};
   }
 
  private:

@@ -94,7 +94,13 @@ class S5 final : public Mixer {
     if (c_.bidirectional)
       maps.c_backward = ComplexTensor::interleaved(
           backward_c_ ? backward_c_->value : forward_c_->value.slice(1, states_, states_));
-    return {Family::s5, Diagonal{t.log_abs.value(), t.arg.value()}, maps, t.input.value(), skip_->value};
+    return {Family::s5, lambda({t.log_abs.value(), t.arg.value()}).map, maps, t.input.value(), skip_->value};
+  }
+  std::vector<LambdaSource> lambda_sources(const Terms& terms, const Mixed&) const override {
+    return {{own(terms).log_abs.value()}, {own(terms).arg.value()}};
+  }
+  Lambda lambda(const std::vector<Tensor>& sources) const override {
+    return {Family::s5, Diagonal{sources.at(0), sources.at(1)}};
   }
 
  private:

@@ -8,6 +8,7 @@
 
 #include "nn/config/config.h"
 #include "nn/train_step.h"
+#include "spectral/reading.h"
 #include "tasks/config.h"
 #include "tasks/loader.h"
 #include "tools/device_batch.h"
@@ -16,12 +17,12 @@ using namespace eigentrace;
 
 namespace {
 
-struct Family {
+struct ModelCase {
   const char *name, *model;
 };
 
 // Widths that are no multiples of four are on purpose: rows then start at odd addresses.
-const std::vector<Family> families = {
+const std::vector<ModelCase> families = {
     {"softmax",
      "layer: transformer, attention_fn: sm-attention, num_layers: 2, hidden_dim: 12, state_dim: 8, "
      "num_heads: 2, "
@@ -64,7 +65,7 @@ const std::vector<Family> families = {
      "prenorm: false, pooling: none, input_dim: 40, output_dim: 40"},
 };
 
-RunConfig config_of(const Family& family) {
+RunConfig config_of(const ModelCase& family) {
   return read_config(
              fmt::format("format: eigentrace/1\nseed: 7\n"
                          "dataset: {{_name_: mqar, vocab_size: 40, input_seq_length: 32, num_kv_pairs: 3, "
@@ -80,10 +81,24 @@ enum class How { by_hand, eager, captured };
 
 struct Outcome {
   std::vector<double> values, norms, losses;
-  size_t nodes = 0;
+  std::vector<std::vector<double>> spectra;  // log|λ| and arg λ of each layer of each step that was read
+  size_t nodes = 0, reading_nodes = 0;
 };
 
-Outcome train(const Family& family, Device device, How how, int64_t steps) {
+constexpr int64_t sequences_read = 3;
+
+/// The first sequences of a spectrum of the whole batch, or what does not depend on them.
+std::vector<double> first_sequences(const LayerSpectrum& spectrum) {
+  std::vector<double> values = spectrum.log_abs;
+  if (spectrum.time_dependent() && spectrum.shape[0] > sequences_read)
+    values.resize(values.size() / size_t(spectrum.shape[0]) * size_t(sequences_read));
+  values.insert(values.end(), spectrum.arg.begin(), spectrum.arg.end());
+  return values;
+}
+
+/// read_every: a reading in steps read_every − 1, 2 · read_every − 1, …; by hand: the realisations are read
+/// inside the pass. 0: none.
+Outcome train(const ModelCase& family, Device device, How how, int64_t steps, int64_t read_every = 0) {
   RunConfig config = config_of(family);
   const std::unique_ptr<Task> task = make_task(config.dataset);
   fit_model(config.model, task->shape(Split::train));
@@ -101,7 +116,17 @@ Outcome train(const Family& family, Device device, How how, int64_t steps) {
   DeviceBatch data(device, DType::f32);
   TrainStep step(ctx, *model, optimiser, rates, config.seed, how == How::captured);
   Outcome outcome;
+  StepReading reading(device, sequences_read);
   for (int64_t s = 0; s < steps; ++s) {
+    const bool read = read_every > 0 && s % read_every == read_every - 1;
+    step.set_hook({});
+    if (read && how == How::by_hand)
+      step.set_hook([&](Forward& forward, const ModelInput&) {
+        forward.on_mixer = [&](int layer, const Mixer& mixer, const Terms& terms, const Mixed& mixed) {
+          outcome.spectra.push_back(first_sequences(read_spectrum(mixer.realise(terms, mixed), layer)));
+          return Var();
+        };
+      });
     data.load(*loader.next(), false, LossAverage::labelled, &ctx);
     if (how == How::by_hand) {
       ctx.set_step(config.seed, static_cast<uint64_t>(s));
@@ -110,8 +135,13 @@ Outcome train(const Family& family, Device device, How how, int64_t steps) {
       optimiser.step(ctx, rates.at(optimiser.groups(), s));
       outcome.norms.push_back(optimiser.norm());
     } else {
-      step.run(data.input(), data.labels());
-      outcome.nodes = std::max(outcome.nodes, step.graph_nodes());
+      step.run(data.input(), data.labels(), read ? &reading : nullptr);
+      (read ? outcome.reading_nodes : outcome.nodes) =
+          std::max(read ? outcome.reading_nodes : outcome.nodes, step.graph_nodes());
+      if (!read) continue;
+      for (const StepReading::Layer& layer : reading.wait())
+        outcome.spectra.push_back(
+            first_sequences(read_spectrum(layer.mixer->lambda(layer.sources), layer.layer)));
     }
   }
   for (const StepResult& result : step.results()) {
@@ -135,7 +165,7 @@ void check_same(const Outcome& a, const Outcome& b) {
 }  // namespace
 
 TEST_CASE("train step: the same bits as forward, backward and optimiser called one by one") {
-  for (const Family& family : families) {
+  for (const ModelCase& family : families) {
     CAPTURE(family.name);
     check_same(train(family, {}, How::eager, 10), train(family, {}, How::by_hand, 10));
   }
@@ -147,7 +177,7 @@ TEST_CASE("train step: on a GPU, captured steps have the bits of eager ones, and
     return;
   }
   const Device gpu = parse_device("cuda");
-  for (const Family& family : families) {
+  for (const ModelCase& family : families) {
     CAPTURE(family.name);
     const Outcome eager = train(family, gpu, How::eager, 12),
                   captured = train(family, gpu, How::captured, 12);
@@ -158,6 +188,34 @@ TEST_CASE("train step: on a GPU, captured steps have the bits of eager ones, and
     const Outcome cpu = train(family, {}, How::eager, 12);
     for (size_t s = 0; s < cpu.losses.size(); ++s)
       CHECK(captured.losses[s] == doctest::Approx(cpu.losses[s]).epsilon(2e-3));
+  }
+}
+
+TEST_CASE("train step: a reading is of what the step itself computed and leaves its bits as they are") {
+  for (const ModelCase& family : families) {
+    CAPTURE(family.name);
+    const Outcome by_hand = train(family, {}, How::by_hand, 10, 2),
+                  read = train(family, {}, How::eager, 10, 2);
+    CHECK(read.spectra == by_hand.spectra);
+    CHECK(read.spectra.size() >= 5);
+    CHECK(read.spectra.front() != read.spectra.back());
+    check_same(read, train(family, {}, How::eager, 10));
+  }
+}
+
+TEST_CASE("train step: on a GPU, a step with a reading is a captured one with copies, to the same bits") {
+  if (cuda_device_count() == 0) {
+    MESSAGE("no GPU here: this case needs one");
+    return;
+  }
+  const Device gpu = parse_device("cuda");
+  for (const ModelCase& family : families) {
+    CAPTURE(family.name);
+    const Outcome read = train(family, gpu, How::captured, 12, 2);
+    check_same(read, train(family, gpu, How::captured, 12));
+    CHECK(read.spectra == train(family, gpu, How::by_hand, 12, 2).spectra);
+    CHECK(read.reading_nodes > read.nodes);
+    CHECK(read.reading_nodes <= read.nodes + 8);
   }
 }
 

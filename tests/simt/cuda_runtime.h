@@ -196,7 +196,8 @@ inline void simt_enqueue(cudaStream_t stream, std::function<void()> work) {
     work();
 }
 inline cudaError_t cudaStreamCreate(cudaStream_t* s) { return *s = new SimtStream, cudaSuccess; }
-constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2, cudaHostAllocDefault = 0;
+constexpr unsigned cudaStreamNonBlocking = 1, cudaEventBlockingSync = 1, cudaEventDisableTiming = 2,
+                   cudaHostAllocDefault = 0;
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) { return cudaStreamCreate(s); }
 inline cudaError_t cudaStreamDestroy(cudaStream_t s) { return delete s, cudaSuccess; }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }

@@ -72,34 +72,37 @@ bool same(const std::vector<LayerSpectrum>& a, const std::vector<LayerSpectrum>&
 TEST_CASE(
     "spectra along training: the weights are those of a run without, and a resumed run writes the same") {
   const TemporaryFolder temporary;
-  for (const std::string& model : {attention, s4}) {
-    INFO(model);
-    const RunFolder plain = RunFolder::create(temporary.path + "/plain", true);
-    Trainer(config_of(model, {}), plain, silent()).run();
-    const RunConfig config = config_of(model, {"spectral.every=2", "spectral.batch=3"});
-    const RunFolder read = RunFolder::create(temporary.path + "/read", true);
-    Trainer(config, read, silent()).run();
-    CHECK(tensors_of(read) == tensors_of(plain));
-    const RunFolder parts = RunFolder::create(temporary.path + "/parts", true);
-    Trainer(config, parts, silent(5)).run();
-    CHECK_FALSE(std::filesystem::exists(parts.spectrum("step6") + ".npz"));
-    Trainer::resume(parts, silent())->run();
-    CHECK(tensors_of(parts) == tensors_of(plain));
-    std::vector<LayerSpectrum> before;
-    for (const char* stage : {"step2", "step4", "step6", "step8"}) {
-      INFO(stage);
-      const auto spectra = read_spectra(read.spectrum(stage) + ".npz");
-      CHECK(same(spectra, read_spectra(parts.spectrum(stage) + ".npz")));
-      CHECK_FALSE(same(spectra, before));  // training moves them
-      CHECK(std::filesystem::exists(read.spectrum(stage) + ".json"));
-      before = spectra;
+  for (const std::string& model : {attention, s4})
+    for (const std::string pass : {"training", "evaluation"}) {
+      INFO(model << pass);
+      const RunFolder plain = RunFolder::create(temporary.path + "/plain", true);
+      Trainer(config_of(model, {}), plain, silent()).run();
+      const RunConfig config =
+          config_of(model, {"spectral.every=2", "spectral.batch=3", "spectral.pass=" + pass});
+      const RunFolder read = RunFolder::create(temporary.path + "/read", true);
+      Trainer(config, read, silent()).run();
+      CHECK(tensors_of(read) == tensors_of(plain));
+      const RunFolder parts = RunFolder::create(temporary.path + "/parts", true);
+      Trainer(config, parts, silent(5)).run();
+      CHECK_FALSE(std::filesystem::exists(parts.spectrum("step6") + ".npz"));
+      Trainer::resume(parts, silent())->run();
+      CHECK(tensors_of(parts) == tensors_of(plain));
+      std::vector<LayerSpectrum> before;
+      for (const char* stage : {"step2", "step4", "step6", "step8"}) {
+        INFO(stage);
+        const auto spectra = read_spectra(read.spectrum(stage) + ".npz");
+        CHECK(same(spectra, read_spectra(parts.spectrum(stage) + ".npz")));
+        CHECK_FALSE(same(spectra, before));  // training moves them
+        CHECK(std::filesystem::exists(read.spectrum(stage) + ".json"));
+        before = spectra;
+      }
+      CHECK_FALSE(std::filesystem::exists(read.spectrum("step0") + ".npz"));
+      CHECK_FALSE(std::filesystem::exists(plain.spectrum("step2") + ".npz"));
+      // A new run in the folder does not keep the old one's readings.
+      Trainer(config_of(model, {"train.total_steps=3"}), RunFolder::create(read.path(), true), silent())
+          .run();
+      CHECK_FALSE(std::filesystem::exists(read.spectrum("step2") + ".npz"));
     }
-    CHECK_FALSE(std::filesystem::exists(read.spectrum("step0") + ".npz"));
-    CHECK_FALSE(std::filesystem::exists(plain.spectrum("step2") + ".npz"));
-    // A new run in the folder does not keep the old one's readings.
-    Trainer(config_of(model, {"train.total_steps=3"}), RunFolder::create(read.path(), true), silent()).run();
-    CHECK_FALSE(std::filesystem::exists(read.spectrum("step2") + ".npz"));
-  }
 }
 
 TEST_CASE(
@@ -108,8 +111,8 @@ TEST_CASE(
   for (const std::string& model : {attention, s4})
     for (const char* dtype : {"f32", "f64"}) {
       INFO(model << dtype);
-      const RunConfig config =
-          config_of(model, {"spectral.every=9", std::string("spectral.dtype=") + dtype, "spectral.batch=4"});
+      const RunConfig config = config_of(model, {"spectral.every=9", std::string("spectral.dtype=") + dtype,
+                                                 "spectral.batch=4", "spectral.pass=evaluation"});
       const RunFolder folder = RunFolder::create(temporary.path + "/run", true);
       Trainer(config, folder, silent()).run();
       RunSpectraOptions options;
