@@ -143,6 +143,7 @@ int bench_command(const BenchOptions& options) {
     if (!options.attention_precision.empty()) how.attention = parse_precision(options.attention_precision);
     if (!(options.eager && options.quick)) ceilings = how.ceilings = measure_gpu_ceilings(device);
     cases = gpu_step_benchmarks(how);
+    for (BenchCase& c : gpu_spectra_benchmarks(how)) cases.push_back(std::move(c));
     for (BenchCase& c : gpu_kernel_benchmarks(how)) cases.push_back(std::move(c));
   } else {
     ceilings = measure_ceilings(options.quick);

@@ -51,6 +51,8 @@ struct GpuBench {
 };
 Ceilings measure_gpu_ceilings(Device device);
 std::vector<BenchCase> gpu_step_benchmarks(const GpuBench& how);
+/// bench_spectra.cpp: `seconds` with a reading, `floor` without.
+std::vector<BenchCase> gpu_spectra_benchmarks(const GpuBench& how);
 std::vector<BenchCase> gpu_kernel_benchmarks(const GpuBench& how);  ///< bench_gpu_kernels.cpp
 /// Rate of large products in `precision`.
 double gemm_rate(const Ceilings& ceilings, Precision precision);

@@ -7,25 +7,15 @@
 #include <chrono>
 #include <cmath>
 
-#include "nn/train_step.h"
-#include "tasks/config.h"
 #include "tensor/error.h"
 #include "tensor/kernels.h"
 #include "tensor/rng.h"
-#include "tools/bench.h"
-#include "tools/device_batch.h"
+#include "tools/bench_gpu.h"
 #include "tools/experiments.h"
 
 namespace eigentrace {
-namespace {
 
-struct Size {
-  const char* task;
-  TaskShape shape;
-  std::vector<const char*> families;
-};
-
-std::vector<Size> sizes() {
+std::vector<StudySize> study_sizes() {
   const TaskShape mqar{
       .time = 512, .vocabulary = 8192, .classes = 8192, .per_position = true, .labels_per_example = 64};
   const TaskShape cifar{.time = 1024, .vocabulary = 256, .classes = 10};
@@ -34,6 +24,8 @@ std::vector<Size> sizes() {
           {"cifar", cifar, {"sm-attention", "lin-attention", "norm-attention", "mamba2", "lru", "s4"}},
           {"imdb", imdb, {"sm-attention", "lin-attention", "norm-attention", "mamba2"}}};
 }
+
+namespace {
 
 /// Random inputs and labels of a task's sizes: the time of a step does not depend on what they say.
 Batch random_batch(const TaskShape& shape, int64_t examples) {
@@ -118,8 +110,35 @@ StepFloor floor_of(const Model& model, const TaskShape& shape, int64_t examples)
 
 BenchLine time_step(const std::string& experiment, const TaskShape& task, const GpuBench& how,
                     Precision precision) {
-  RunConfig config = read_config_file(experiment_path(experiment)).config;
-  TaskShape shape = task;
+  StudyStep s(experiment, task, how, precision);
+  const auto work = [&] { s.step.run(s.data.input(), s.data.labels()); };
+  for (int i = 0; i < (how.eager ? 2 : 4); ++i) work();
+  BenchLine line;
+  if (how.eager && how.quick) {
+    synchronise(how.device);
+    return line;  // for a profiler
+  }
+  line.seconds = steady_seconds(how.device, how.quick ? 3 : 20, work);
+  const std::vector<StepResult> results = s.step.results();
+  if (results.back().failed) line.note = "NOT FINITE";
+  const StepFloor floor = floor_of(*s.model, s.shape, s.batch.batch);
+  const Precision mixer = experiment.ends_with("sm-attention") && how.attention ? *how.attention : precision;
+  line.floor = std::max(
+      floor.products / gemm_rate(how.ceilings, precision) + floor.mixer / gemm_rate(how.ceilings, mixer),
+      floor.bytes / how.ceilings.copy);
+  line.flops = floor.products + floor.mixer, line.bytes = floor.bytes;
+  line.peak_mib = static_cast<double>(s.ctx.slab().peak()) / 1048576.0;
+  line.tokens = static_cast<double>(s.batch.batch * s.shape.time);
+  line.note += fmt::format("{}{} kernels", line.note.empty() ? "" : ", ", s.step.graph_nodes());
+  return line;
+}
+
+}  // namespace
+
+namespace {
+
+/// The configuration's model reads floats: the task's shape then has one feature in place of symbols.
+TaskShape shape_for(const ModelConfig& model, TaskShape shape) {
   const bool floats = std::visit(
       [](const auto& c) {
         if constexpr (requires { c.embedding; })
@@ -131,45 +150,35 @@ BenchLine time_step(const std::string& experiment, const TaskShape& task, const 
         else
           return false;
       },
-      config.model);
+      model);
   if (floats) shape.features = 1, shape.vocabulary = 0;
-  fit_model(config.model, shape);
-  const std::unique_ptr<Model> model = make_model(config.model, config.seed, DType::f32, how.device);
-  Optimiser optimiser(model->parameters(),
-                      make_groups(model->parameters(), config.model, config.train, config.dialect),
-                      OptimiserOptions{1.0, false});
-  const LearningRates rates(config.train, 45000);
-  Context ctx(how.device);
-  ctx.precision = precision;
-  if (how.attention) ctx.attention_precision = *how.attention;
-  const int64_t examples = config.train.batch_size;
-  const Batch batch = random_batch(shape, examples);
-  DeviceBatch data(how.device, DType::f32);
-  data.load(batch, false, LossAverage::labelled);
-  TrainStep step(ctx, *model, optimiser, rates, config.seed, !how.eager);
-  const auto work = [&] { step.run(data.input(), data.labels()); };
-  for (int i = 0; i < (how.eager ? 2 : 4); ++i) work();
-  BenchLine line;
-  if (how.eager && how.quick) {
-    synchronise(how.device);
-    return line;  // for a profiler
-  }
-  line.seconds = steady_seconds(how.device, how.quick ? 3 : 20, work);
-  const std::vector<StepResult> results = step.results();
-  if (results.back().failed) line.note = "NOT FINITE";
-  const StepFloor floor = floor_of(*model, shape, examples);
-  const Precision mixer = experiment.ends_with("sm-attention") && how.attention ? *how.attention : precision;
-  line.floor = std::max(
-      floor.products / gemm_rate(how.ceilings, precision) + floor.mixer / gemm_rate(how.ceilings, mixer),
-      floor.bytes / how.ceilings.copy);
-  line.flops = floor.products + floor.mixer, line.bytes = floor.bytes;
-  line.peak_mib = static_cast<double>(ctx.slab().peak()) / 1048576.0;
-  line.tokens = static_cast<double>(examples * shape.time);
-  line.note += fmt::format("{}{} kernels", line.note.empty() ? "" : ", ", step.graph_nodes());
-  return line;
+  return shape;
+}
+
+RunConfig fitted(RunConfig config, const TaskShape& shape) {
+  fit_model(config.model, shape_for(config.model, shape));
+  return config;
 }
 
 }  // namespace
+
+StudyStep::StudyStep(const std::string& experiment, const TaskShape& task, const GpuBench& how,
+                     Precision precision)
+    : config(fitted(read_config_file(experiment_path(experiment)).config, task)),
+      shape(shape_for(config.model, task)),
+      model(make_model(config.model, config.seed, DType::f32, how.device)),
+      optimiser(model->parameters(),
+                make_groups(model->parameters(), config.model, config.train, config.dialect),
+                OptimiserOptions{1.0, false}),
+      rates(config.train, 45000),
+      ctx(how.device),
+      batch(random_batch(shape, config.train.batch_size)),
+      data(how.device, DType::f32),
+      step(ctx, *model, optimiser, rates, config.seed, !how.eager) {
+  ctx.precision = precision;
+  if (how.attention) ctx.attention_precision = *how.attention;
+  data.load(batch, false, LossAverage::labelled);
+}
 
 double gemm_rate(const Ceilings& c, Precision p) {
   switch (p) {
@@ -228,7 +237,7 @@ Ceilings measure_gpu_ceilings(Device device) {
 
 std::vector<BenchCase> gpu_step_benchmarks(const GpuBench& how) {
   std::vector<BenchCase> cases;
-  for (const Size& size : sizes())
+  for (const StudySize& size : study_sizes())
     for (const char* family : size.families)
       for (const Precision precision : how.precisions) {
         const std::string experiment = fmt::format("{}-{}", size.task, family);
