@@ -35,7 +35,8 @@ TrainStep::TrainStep(Context& ctx, Model& model, Optimiser& optimiser, const Lea
                            ctx.device())),
       first_(Tensor::zeros({1}, DType::i64, ctx.device())),
       ring_(Tensor::zeros({most_pending + 1, 4}, DType::f64, ctx.device())),
-      graphs_(capture) {
+      graphs_(capture),
+      with_reading_(capture) {
   start(0);
 }
 
@@ -107,7 +108,9 @@ void TrainStep::run(const ModelInput& input, const Labels& labels, StepReading* 
     key.push_back(reading->address());
     reading->before(ctx_);
   }
-  (hook_ ? eager_ : graphs_).run(ctx_, key, [&] { enqueue(input, labels, reading); });
+  GraphCache& graphs = hook_ ? eager_ : reading ? with_reading_ : graphs_;
+  graphs.run(ctx_, key, [&] { enqueue(input, labels, reading); });
+  last_ = &graphs;
   if (reading) reading->after(ctx_);
   ++step_;
   optimiser_.set_steps(optimiser_.steps() + 1);

@@ -64,7 +64,7 @@ class TrainStep {
   Loss forward_backward(Context& ctx, const ModelInput& input, const Labels& labels, bool check_finite,
                         StepReading* reading = nullptr);
   /// Nodes of the graph used last; 0: the last step ran eagerly.
-  size_t graph_nodes() const { return graphs_.nodes(); }
+  size_t graph_nodes() const { return last_->nodes(); }
 
  private:
   void fill_table();
@@ -77,7 +77,8 @@ class TrainStep {
   uint64_t seed_;
   int64_t step_ = 0, read_ = 0, table_first_ = 0;
   Tensor table_, first_, ring_;
-  GraphCache graphs_, eager_{false};
+  GraphCache graphs_, with_reading_, eager_{false};
+  const GraphCache* last_ = &graphs_;
   PassHook hook_;
 };
 

@@ -203,6 +203,38 @@ TEST_CASE("train step: a reading is of what the step itself computed and leaves 
   }
 }
 
+TEST_CASE("train step: of a reading the steps that only fill up a bucket can be left out") {
+  RunConfig config = config_of(families[2]);
+  const std::unique_ptr<Task> task = make_task(config.dataset);
+  fit_model(config.model, task->shape(Split::train));
+  const std::unique_ptr<Model> model = make_model(config.model, config.seed, DType::f32);
+  Optimiser optimiser(model->parameters(),
+                      make_groups(model->parameters(), config.model, config.train, config.dialect),
+                      optimiser_options(config.train));
+  const LearningRates rates(config.train, task->size(Split::train));
+  Context ctx;
+  Loader loader(*task, Split::train, {.batch_size = 7});
+  DeviceBatch data({}, DType::f32);
+  data.load(*loader.next(), false, LossAverage::labelled);
+  TrainStep step(ctx, *model, optimiser, rates, config.seed);
+  StepReading reading({}, sequences_read);
+  const StepPlan plan = step.plan(data.input(), data.labels(), &reading);
+  CHECK(plan.peak == step.plan(data.input(), data.labels()).peak);
+  CHECK(plan.reading == reading.bytes());
+  CHECK(plan.reading >= 2 * sequences_read * 32 * sizeof(float));
+  step.run(data.input(), data.labels(), &reading);
+  const auto whole = reading.wait(), part = reading.wait(5);
+  REQUIRE(whole.size() == 2);
+  for (size_t l = 0; l < whole.size(); ++l) {
+    const LayerSpectrum all = read_spectrum(whole[l].mixer->lambda(whole[l].sources), 0),
+                        few = read_spectrum(part[l].mixer->lambda(part[l].sources), 0);
+    CHECK(all.shape == std::vector<int64_t>{sequences_read, 31, 1});
+    REQUIRE(few.shape == std::vector<int64_t>{sequences_read, 4, 1});
+    for (size_t b = 0; b < size_t(sequences_read); ++b)
+      for (size_t i = 0; i < 4; ++i) CHECK(few.log_abs[b * 4 + i] == all.log_abs[b * 31 + i]);
+  }
+}
+
 TEST_CASE("train step: on a GPU, a step with a reading is a captured one with copies, to the same bits") {
   if (cuda_device_count() == 0) {
     MESSAGE("no GPU here: this case needs one");
