@@ -9,6 +9,7 @@
 #include <string>
 
 #include "tensor/dispatch.h"
+#include "tensor/gemm_outer.cuh"
 #include "tensor/gemm_tensor_cores.cuh"
 #include "tensor/kernels/column_sum.cuh"
 
@@ -199,6 +200,15 @@ void start_from(Context& ctx, const Product<T>& p) {
                  StartFrom<T>{p.c, p.M, p.N, p.c_step, p.beta, p.bias, p.bias_stride});
 }
 
+/// True iff cuBLASLt gives a float32 product to tensor cores: all rows are whole 16 bytes.
+template <class T>
+bool aligned_for_tensor_cores(const Product<T>& p) {
+  const auto even = [](const auto& x, int64_t rows, int64_t cols, int64_t step) {
+    return alignment(x.data) >= 16 && x.ld % 4 == 0 && step % 4 == 0 && (x.transposed ? rows : cols) % 4 == 0;
+  };
+  return even(p.a, p.M, p.K, p.a_step) && even(p.b, p.K, p.N, p.b_step) && even(p.c, p.M, p.N, p.c_step);
+}
+
 /// What tensor cores are asked for and cuBLASLt does not do (three parts) or does in float32's time (rows
 /// that are no multiple of 16 bytes), if it is large enough to matter.
 template <class T>
@@ -209,12 +219,7 @@ bool takes_own_kernel(const Context& ctx, const Product<T>& p) {
   if (p.M > most || p.N > most || p.K > most || p.batch > 65535 || p.M > 65535 * int64_t{tc_tile})
     return false;
   if (ctx.precision == Precision::tf32x3) return true;
-  const auto even = [](const Matrix<const T>& x, int64_t rows, int64_t cols, int64_t step) {
-    return alignment(x.data) >= 16 && x.ld % 4 == 0 && step % 4 == 0 && (x.transposed ? rows : cols) % 4 == 0;
-  };
-  const bool aligned =
-      even(p.a, p.M, p.K, p.a_step) && even(p.b, p.K, p.N, p.b_step) && even(p.c, p.M, p.N, p.c_step);
-  return !aligned && p.M * p.N * p.K * p.batch >= large;
+  return !aligned_for_tensor_cores(p) && p.M * p.N * p.K * p.batch >= large;
 }
 
 void own_product(Context& ctx, const Product<float>& p) {
@@ -228,23 +233,16 @@ void own_product(Context& ctx, const Product<float>& p) {
     tc_launch<1>(ctx, product, !p.a.transposed, p.b.transposed, p.batch, AsRead{}, store, nullptr);
 }
 
-/// True iff one pass of our kernel makes cuda_gemm_long's products and sums: where memory and not arithmetic
-/// is the bound, reading A once for both is what counts.
-bool long_takes_own_kernel(const Context& ctx, DType dtype, int64_t M, int64_t N, int64_t K) {
-  constexpr int64_t balance = 110;  // 2MN/(M+N) operations an element read, that many at the bound
-  return dtype == DType::f32 && ctx.precision != Precision::fp32 && K > 0 && N > 0 &&
-         K < (int64_t{1} << 30) && std::max(M, N) < (int64_t{1} << 22) &&
-         (ctx.precision == Precision::tf32x3 || M * N <= balance * (M + N));
+/// True iff cuda_gemm_long may take a kernel of ours: operands as tensor cores take them, something to do.
+bool long_may_be_ours(const Context& ctx, DType dtype, int64_t M, int64_t N, int64_t K) {
+  return dtype == DType::f32 && ctx.precision != Precision::fp32 && M > 0 && N > 0 && K > 0 &&
+         K < (int64_t{1} << 30) && std::max(M, N) < (int64_t{1} << 22);
 }
-/// Pieces of K for cuBLASLt, one batch: equal ones where a number nearby divides K, else the last takes the
-/// rest.
-int64_t blas_pieces(int64_t M, int64_t N, int64_t K) {
-  constexpr int64_t tile = 128, wanted = 192, least = 256;
-  const int64_t tiles = std::max<int64_t>((M + tile - 1) / tile * ((N + tile - 1) / tile), 1);
-  const int64_t most = std::max<int64_t>(std::min(wanted / tiles, K / least), 1);
-  for (int64_t pieces = most; pieces > most / 2; --pieces)
-    if (K % pieces == 0) return pieces;
-  return most;
+/// True iff A is better read once for products and sums than once for each: bf16 products are over too soon
+/// for that unless memory is the bound.
+bool reads_once(const Context& ctx, int64_t M, int64_t N) {
+  constexpr int64_t balance = 110;  // 2MN/(M+N) operations an element read, that many at the bound
+  return ctx.precision == Precision::tf32 || M * N <= balance * (M + N);
 }
 
 }  // namespace
@@ -280,9 +278,9 @@ template void cuda_gemm(Context&, const Product<float>&);
 template void cuda_gemm(Context&, const Product<double>&);
 
 int64_t cuda_long_scratch(const Context& ctx, DType dtype, int64_t M, int64_t N, int64_t K, bool sums) {
-  if (long_takes_own_kernel(ctx, dtype, M, N, K)) return tc_long_scratch(M, N, K, sums);
-  const int64_t pieces = blas_pieces(M, N, K);
-  return (pieces == 1 ? 0 : pieces * M * N) + (sums ? kernels::column_sum_pieces(K) * M : 0);
+  const int64_t blas = sums ? kernels::column_sum_pieces(K) * M : 0;
+  if (!long_may_be_ours(ctx, dtype, M, N, K)) return blas;
+  return std::max({blas, tc_long_scratch(M, N, K, sums), outer_scratch(M, N, K, sums)});
 }
 
 template <class T>
@@ -290,27 +288,18 @@ void cuda_gemm_long(Context& ctx, const Product<T>& product, T* sums, int64_t su
   const int64_t M = product.M, N = product.N, K = product.K;
   if (M <= 0) return;
   if constexpr (sizeof(T) == 4)
-    if (long_takes_own_kernel(ctx, DType::f32, M, N, K)) {
-      const auto start = ctx.precision == Precision::tf32x3 ? tc_long<3, AsRead> : tc_long<1, AsRead>;
-      return start(ctx, product, AsRead{}, sums, sums_stride, false, scratch);
+    if (long_may_be_ours(ctx, DType::f32, M, N, K)) {
+      if (ctx.precision == Precision::tf32x3)
+        return tc_long<3>(ctx, product, AsRead{}, sums, sums_stride, false, scratch);
+      const bool aligned = aligned_for_tensor_cores(product);
+      if (outer_takes(product) && (!aligned || (sums && reads_once(ctx, M, N))))
+        return outer_long(ctx, product, sums, sums_stride, scratch);
+      if (!aligned) return tc_long<1>(ctx, product, AsRead{}, sums, sums_stride, false, scratch);
     }
-  const int64_t pieces = blas_pieces(M, N, K), length = K / pieces, left = K - length * pieces;
   if (sums)
     kernels::column_sum(ctx, Rows<T>{const_cast<T*>(product.a.data), K, M, product.a.ld}, sums, sums_stride,
-                        scratch + (pieces == 1 ? 0 : pieces * M * N));
-  if (pieces == 1 || N <= 0) return cuda_gemm(ctx, product);
-  Product<T> p = product;
-  p.c = {scratch, N};
-  p.a_step = p.a.at(0, length).data - p.a.data, p.b_step = p.b.at(length, 0).data - p.b.data,
-  p.c_step = M * N;
-  p.K = length, p.batch = left ? pieces - 1 : pieces;
-  cuda_gemm(ctx, p);
-  if (left) {
-    p.a = p.a.at(0, length * p.batch), p.b = p.b.at(length * p.batch, 0), p.c.data += p.batch * p.c_step;
-    p.K = length + left, p.batch = 1;
-    cuda_gemm(ctx, p);
-  }
-  sum_pieces(ctx, Pieces<T>{scratch, nullptr, static_cast<int>(pieces), M, N, product.c, nullptr, 0, false});
+                        scratch);
+  cuda_gemm(ctx, product);
 }
 template void cuda_gemm_long(Context&, const Product<float>&, float*, int64_t, float*);
 template void cuda_gemm_long(Context&, const Product<double>&, double*, int64_t, double*);

@@ -29,9 +29,9 @@ void cuda_gemm(Context& ctx, const Product<T>& product);
 
 /// Elements of scratch that cuda_gemm_long needs for T = float or double.
 int64_t cuda_long_scratch(const Context& ctx, DType dtype, int64_t M, int64_t N, int64_t K, bool sums);
-/// As cuda_gemm, for few outputs and a long sum (K = batch · time): pieces of K side by side, then their sum
-/// in order; the pieces are a function of the shape. One product, alpha 1, beta 0, no bias. sums, if not
-/// null: [M], Σ_k A(i, k), sums_stride apart; then A must be transposed (its columns are dense).
+/// As cuda_gemm, for few outputs and a long sum (K = batch · time). One product, alpha 1, beta 0, no bias.
+/// sums, if not null: [M], Σ_k A(i, k), sums_stride apart; then A must be transposed (its columns are dense),
+/// and where tensor cores make the products A is read once for both.
 template <class T>
 void cuda_gemm_long(Context& ctx, const Product<T>& product, T* sums, int64_t sums_stride, T* scratch);
 

@@ -16,6 +16,7 @@
 #include "tensor/cuda_blas.h"
 #include "tensor/launch.h"
 #include "tensor/mma.h"
+#include "tensor/vec.h"
 
 namespace eigentrace {
 
@@ -287,9 +288,8 @@ inline TcProduct tc_product(const Product<float>& p, int64_t length) {
           whole((p.K + length - 1) / length)};
 }
 
-/// Four threads an element, each a quarter of the pieces in order, then the quarters in order: element e of y
-/// (row-major [M,N]; y.data null: not wanted) from products[p·M·N + e]; after those, sums from
-/// partial_sums[p·M + i].
+/// Element e of y (row-major [M,N]; y.data null: not wanted) is the sum of products[p·M·N + e] over p; after
+/// those, sums from partial_sums[p·M + i].
 template <class T>
 struct Pieces {
   const T *products, *partial_sums;
@@ -300,33 +300,46 @@ struct Pieces {
   int64_t sums_stride;
   bool add;  ///< to what y and sums hold
 };
-template <class T>
+/// Four threads a pack of Width elements, each a quarter of the pieces in order, then the quarters in order.
+/// Width divides N and, if sums are wanted, M.
+template <class T, int Width>
 __global__ void __launch_bounds__(256) sum_pieces_kernel(Pieces<T> p) {
-  __shared__ T quarters[4][64];
-  const int64_t size = p.M * p.N, element = static_cast<int64_t>(blockIdx.x) * 64 + threadIdx.x % 64;
+  __shared__ T quarters[4][Width][64];
+  const int64_t size = p.M * p.N,
+                element = (static_cast<int64_t>(blockIdx.x) * 64 + threadIdx.x % 64) * Width;
   const int quarter = static_cast<int>(threadIdx.x / 64), each = (p.count + 3) / 4;
   const int begin = quarter * each, end = begin + each < p.count ? begin + each : p.count;
-  const bool of_sums = element >= size;
-  T sum = 0;
-  if (element < size + (p.sums ? p.M : 0)) {
+  const bool exists = element < size + (p.sums ? p.M : 0), of_sums = element >= size;
+  Vec<T, Width> sum;
+  if (exists) {
     const int64_t step = of_sums ? p.M : size;
     const T* at = (of_sums ? p.partial_sums + (element - size) : p.products + element) + begin * step;
 #pragma unroll 8
-    for (int i = begin; i < end; ++i, at += step) sum += *at;
+    for (int i = begin; i < end; ++i, at += step) {
+      const Vec<T, Width> part = load_vec<Width>(at);
+#pragma unroll
+      for (int e = 0; e < Width; ++e) sum.x[e] += part.x[e];
+    }
   }
-  quarters[quarter][threadIdx.x % 64] = sum;
+#pragma unroll
+  for (int e = 0; e < Width; ++e) quarters[quarter][e][threadIdx.x % 64] = sum.x[e];
   __syncthreads();
-  if (quarter > 0 || element >= size + (p.sums ? p.M : 0)) return;
-  for (int q = 1; q < 4; ++q) sum += quarters[q][threadIdx.x];
+  if (quarter > 0 || !exists || (!of_sums && !p.y.data)) return;
   const int64_t i = of_sums ? 0 : element / p.N, j = of_sums ? 0 : element % p.N;
-  if (!of_sums && !p.y.data) return;
-  T& y = of_sums ? p.sums[(element - size) * p.sums_stride]
-                 : p.y.data[p.y.transposed ? j * p.y.ld + i : i * p.y.ld + j];
-  y = p.add ? y + sum : sum;
+#pragma unroll
+  for (int e = 0; e < Width; ++e) {
+    for (int q = 1; q < 4; ++q) sum.x[e] += quarters[q][e][threadIdx.x];
+    T& y = of_sums ? p.sums[(element - size + e) * p.sums_stride]
+                   : p.y.data[p.y.transposed ? (j + e) * p.y.ld + i : i * p.y.ld + j + e];
+    y = p.add ? y + sum.x[e] : sum.x[e];
+  }
 }
-template <class T>
-void sum_pieces(Context& ctx, const Pieces<T>& p) {
-  launch(ctx, sum_pieces_kernel<T>, blocks_for(p.M * p.N + (p.sums ? p.M : 0), 64), 256, 0, p);
+inline void sum_pieces(Context& ctx, const Pieces<float>& p) {
+  const int64_t elements = p.M * p.N + (p.sums ? p.M : 0);
+  if (p.N % 4 == 0 && (!p.sums || p.M % 4 == 0))
+    launch(ctx, sum_pieces_kernel<float, 4>, blocks_for(elements, 256), 256, 0, p);
+  else
+    launch(ctx, sum_pieces_kernel<float, 1>, blocks_for(elements, 64), 256, 0, p);
 }
 
 inline int64_t tc_round_up(int64_t n) { return (n + tc_depth - 1) / tc_depth * tc_depth; }

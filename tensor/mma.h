@@ -14,13 +14,18 @@
 
 namespace eigentrace {
 
-/// x rounded to TF32 (10 bits of mantissa, ties away from zero), as the bits of a float32.
+/// x rounded to TF32 (10 bits of mantissa, to nearest), as the bits of a float32. Ties go to even from sm_90
+/// on, where that is one instruction (away from zero would be three), before that away from zero.
 __device__ __forceinline__ uint32_t to_tf32(float x) {
 #ifdef EIGENTRACE_EMULATE
   return (__float_as_uint(x) + 0x1000u) & 0xFFFFE000u;
 #else
   uint32_t y;
+#if __CUDA_ARCH__ >= 900
+  asm("cvt.rn.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+#else
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+#endif
   return y;
 #endif
 }

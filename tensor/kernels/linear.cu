@@ -7,6 +7,7 @@
 #include "tensor/dispatch.h"
 #include "tensor/kernels.h"
 #include "tensor/kernels/column_sum.cuh"
+#include "tensor/launch.h"
 
 namespace eigentrace::kernels {
 namespace {
@@ -63,12 +64,48 @@ void bias_cpu(const Tensor& dy, Tensor& db, Tensor& scratch) {
 
 #ifdef EIGENTRACE_WITH_CUDA
 template <class T>
-void linear_cuda(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor& y) {
-  const Rows<T> in = rows_of<T>(x, "linear: x"), out = rows_of<T>(y, "linear: y");
-  const Matrix<const T> a = matrix(in), w = matrix_of<T>(weight, "linear: weight"), c = matrix(out);
-  Product<T> product{out.rows, out.cols, in.cols, a, w.t(), Matrix<T>{out.data, c.ld}};
+void linear_cuda(Context& ctx, const Rows<T>& in, const Matrix<const T>& weight, const Tensor& bias,
+                 const Rows<T>& out) {
+  Product<T> product{out.rows,   out.cols,   in.cols,
+                     matrix(in), weight.t(), Matrix<T>{out.data, matrix(out).ld}};
   if (bias.defined()) product.bias = bias.data<T>(), product.bias_stride = bias.stride(0);
   cuda_gemm(ctx, product);
+}
+
+/// True iff dy W is better made from a copy of Wᵀ: cuBLASLt's TF32 kernels reach 300 TFLOP/s on an H200 where
+/// K is dense in both operands, else 220; the copy takes 2 µs. The more so where W is wide: 65 µs became 42
+/// (51200 rows, 128 × 512).
+bool turns_weight(const Context& ctx, const Tensor& weight, int64_t rows) {
+  const int64_t out = weight.dim(0), in = weight.dim(1), size = rows * out * in;
+  return ctx.device().is_cuda() && ctx.precision == Precision::tf32 && weight.dtype() == DType::f32 &&
+         weight.stride(1) == 1 && out % 4 == 0 && in % 4 == 0 &&
+         size >= (in >= 4 * out ? int64_t{1} << 30 : int64_t{1} << 31);
+}
+constexpr int turn_tile = 32;
+/// y = xᵀ, y [columns, rows] dense. Block (tile of columns, tile of rows), 32 × 8 threads.
+template <class T>
+__global__ void turn_kernel(const T* x, int64_t ld, int rows, int columns, T* y) {
+  __shared__ T tile[turn_tile][turn_tile + 1];
+  const int x_column = static_cast<int>(blockIdx.x) * turn_tile + static_cast<int>(threadIdx.x),
+            y_column = static_cast<int>(blockIdx.y) * turn_tile + static_cast<int>(threadIdx.x);
+  for (int i = static_cast<int>(threadIdx.y); i < turn_tile; i += 8) {
+    const int row = static_cast<int>(blockIdx.y) * turn_tile + i;
+    if (row < rows && x_column < columns) tile[i][threadIdx.x] = x[row * ld + x_column];
+  }
+  __syncthreads();
+  for (int i = static_cast<int>(threadIdx.y); i < turn_tile; i += 8) {
+    const int row = static_cast<int>(blockIdx.x) * turn_tile + i;
+    if (row < columns && y_column < rows)
+      y[static_cast<int64_t>(row) * rows + y_column] = tile[threadIdx.x][i];
+  }
+}
+/// wᵀ as a copy's transpose.
+template <class T>
+Matrix<const T> turned(Context& ctx, const Tensor& weight, Tensor& copy) {
+  const int out = static_cast<int>(weight.dim(0)), in = static_cast<int>(weight.dim(1));
+  launch(ctx, turn_kernel<T>, dim3(blocks_for(in, turn_tile), blocks_for(out, turn_tile)), dim3(turn_tile, 8),
+         0, weight.data<T>(), weight.stride(0), out, in, copy.data<T>());
+  return Matrix<const T>{copy.data<T>(), out};
 }
 #endif
 
@@ -98,7 +135,9 @@ void linear(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& b
     fail("linear: bias [out] expected for weight " + to_string(weight) + ", found " + to_string(bias));
   dispatch_floating(ctx, "linear", x.dtype(), [&]<class T>() {
 #ifdef EIGENTRACE_WITH_CUDA
-    if (ctx.device().is_cuda()) return linear_cuda<T>(ctx, x, weight, bias, y);
+    if (ctx.device().is_cuda())
+      return linear_cuda<T>(ctx, rows_of<T>(x, "linear: x"), matrix_of<T>(weight, "linear: weight"), bias,
+                            rows_of<T>(y, "linear: y"));
 #endif
     require_cpu(ctx, "linear");
     linear_cpu<T>(x, weight, bias, y);
@@ -107,9 +146,17 @@ void linear(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& b
 
 void linear_backward_input(Context& ctx, const Tensor& dy, const Tensor& weight, Tensor& dx) {
   check("linear_backward_input", dx, weight, dy);
+#ifdef EIGENTRACE_WITH_CUDA
+  const bool turns = turns_weight(ctx, weight, row_count(dy));
+  Tensor copy = turns ? ctx.empty({weight.dim(1), weight.dim(0)}, weight.dtype()) : Tensor();
+#endif
   dispatch_floating(ctx, "linear_backward_input", dy.dtype(), [&]<class T>() {
 #ifdef EIGENTRACE_WITH_CUDA
-    if (ctx.device().is_cuda()) return linear_cuda<T>(ctx, dy, weight.transpose(0, 1), Tensor(), dx);
+    if (ctx.device().is_cuda())
+      return linear_cuda<T>(
+          ctx, rows_of<T>(dy, "linear_backward_input: dy"),
+          turns ? turned<T>(ctx, weight, copy) : matrix_of<T>(weight, "linear_backward_input: weight").t(),
+          Tensor(), rows_of<T>(dx, "linear_backward_input: dx"));
 #endif
     require_cpu(ctx, "linear_backward_input");
     linear_cpu<T>(dy, weight.transpose(0, 1), Tensor(), dx);

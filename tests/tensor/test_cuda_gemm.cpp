@@ -146,6 +146,33 @@ TEST_CASE("cuda products: sums over many rows, in pieces of which the last is sh
   }
 }
 
+TEST_CASE("cuda products: weight gradients of several tiles and pieces, whole and cut off") {
+  if (!gpu_here()) return;
+  for (const bool turned : {false, true}) {
+    check_linear(modes[2], 660, 130, 260, 6, turned);
+    check_linear(modes[2], 300, 256, 128, 0, turned);
+  }
+}
+
+TEST_CASE("cuda products: the input's gradient of a layer large enough for a copy of its weight") {
+  if (!gpu_here()) return;
+  const int64_t rows = 33000, out = 64, in = 512;  // more than 2³⁰ multiplications
+  const Operand dy(1, rows, out, DType::f32), w(2, out, in, DType::f32, in + 4);
+  std::vector<std::vector<double>> found;
+  for (const Precision precision : {Precision::fp32, Precision::tf32}) {
+    Context ctx = gpu_context(precision);
+    Tensor dx = ctx.empty({rows, in}, DType::f32);
+    kernels::linear_backward_input(ctx, dy.device, w.device, dx);
+    synchronise(ctx.device());
+    found.push_back(dx.to_vector<double>());
+  }
+  double difference = 0, size = 0;
+  for (size_t i = 0; i < found[0].size(); ++i)
+    difference += std::pow(found[1][i] - found[0][i], 2), size += std::pow(found[0][i], 2);
+  CHECK(std::sqrt(difference / size) < 1e-3);
+  CHECK(size > 0.5 * static_cast<double>(rows * in * out));
+}
+
 TEST_CASE("cuda products: a width of 385, whose rows are padded") {
   if (!gpu_here()) return;
   const Mode& tf32 = modes[2];
