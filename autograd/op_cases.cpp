@@ -1,5 +1,7 @@
 #include "autograd/op_cases.h"
 
+#include <algorithm>
+#include <cmath>
 #include <iterator>
 
 namespace eigentrace {
@@ -14,6 +16,14 @@ std::vector<OpCase> op_cases() {
   return all;
 }
 
+double operand_rounding(Precision precision) {
+  return precision == Precision::tf32 ? 0x1p-11 : precision == Precision::bf16 ? 0x1p-9 : 0;
+}
+
+double OpCase::bound(Precision precision) const {
+  return float32_tolerance + 16 * operand_rounding(precision);
+}
+
 GradcheckReport check_case(Context& ctx, const OpCase& op_case, uint64_t seed) {
   const OpInstance instance = op_case.make(seed, ctx.device());
   ctx.set_step(seed, 3);
@@ -21,6 +31,41 @@ GradcheckReport check_case(Context& ctx, const OpCase& op_case, uint64_t seed) {
   options.seed = seed;
   options.max_elements = 24;
   return gradcheck(ctx, instance.function, instance.inputs, instance.names, options);
+}
+
+OpResults run_case(Context& ctx, const OpCase& op_case, DType dtype, uint64_t seed) {
+  const OpInstance instance = op_case.make(seed, ctx.device());
+  ctx.set_step(seed, 3);
+  Tape tape(ctx);
+  std::vector<Var> leaves;
+  for (const Tensor& input : instance.inputs) leaves.push_back(tape.leaf(input.clone(ctx.device(), dtype)));
+  OpResults results;
+  const std::vector<Var> outputs = instance.function(tape, leaves);
+  std::vector<Tensor> cotangents;
+  Rng rng(seed, 1);
+  for (const Var& output : outputs) {
+    cotangents.push_back(normal_tensor(rng, output.shape(), {}).clone(ctx.device(), dtype));
+    results.push_back(output.value().to_vector<double>());
+  }
+  tape.backward(outputs, cotangents);
+  for (const Var& leaf : leaves) results.push_back(tape.gradient_of(leaf).to_vector<double>());
+  return results;
+}
+
+double largest_difference(const OpResults& found, const OpResults& exact) {
+  if (found.size() != exact.size()) return HUGE_VAL;
+  double all = 0;
+  for (size_t k = 0; k < exact.size(); ++k) {
+    if (found[k].size() != exact[k].size()) return HUGE_VAL;
+    double scale = 1, worst = 0;
+    for (size_t i = 0; i < exact[k].size(); ++i) {
+      scale = std::max(scale, std::abs(exact[k][i]));
+      const double d = std::abs(found[k][i] - exact[k][i]);
+      worst = d <= worst ? worst : std::isnan(d) ? HUGE_VAL : d;
+    }
+    all = std::max(all, worst / scale);
+  }
+  return all;
 }
 
 Tensor normal_tensor(Rng& rng, const Shape& shape, Device device) {

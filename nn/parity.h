@@ -13,7 +13,10 @@ struct ToleranceRow {
   const char* family;
   const char* quantity;
   double f64, f32;     ///< of the tensor's largest magnitude
+  double roundings;    ///< TF32 and bf16: so many roundings of an operand (2⁻¹¹, 2⁻⁹) on top of f32's
   const char* reason;  ///< why it is not the general row
+  /// What holds for a run in `dtype` whose products have `precision`; tf32x3 is held to f32's.
+  double bound(DType dtype, Precision precision) const;
 };
 const std::vector<ToleranceRow>& tolerance_table();
 
@@ -25,12 +28,13 @@ struct ParityRow {
       0;  ///< max |found − expected| / max |expected| of that tensor; infinite: missing or misshapen
   int64_t tensors = 0;   ///< compared
   ToleranceRow row{};    ///< what it is held to
-  double tolerance = 0;  ///< of `row`, for the type that was run
+  double tolerance = 0;  ///< of `row`, for the type and precision that were run
   std::string note;      ///< what is wrong, if it is not a number
   bool pass() const { return error <= tolerance; }
 };
 
-/// Builds the model from the file's metadata, runs it in `dtype` and compares. Quantities: parameters (names
+/// Builds the model from the file's metadata, runs it on the context's device in `dtype` and the context's
+/// precision of products, and compares. Quantities: parameters (names
 /// and shapes), output, loss, gradients, mixer_in, mixer_out, eigenvalues, published
 /// (the published analysis' eigenvalues), statistics (BatchNorm's),
 /// loss_per_step, after3, after3_conj; those the file has. Errors: not a file of that format.

@@ -118,7 +118,12 @@ void declare_commands(CLI::App& app, std::function<int()>& chosen) {
       app, "parity", "compare with fixtures computed by the published code", chosen, parity_command,
       [](CLI::App* c, ParityOptions& o) {
         c->add_option("files", o.files, "fixtures (.safetensors, format parity/1)")->required();
-        c->add_option("--dtype", o.dtype, "f64 or f32")->capture_default_str();
+        c->add_option("--dtype", o.dtype, "f64 or f32 (default: f64; f32 where a precision is given)");
+        c->add_option("--precision", o.precision,
+                      "of float32 matrix products on a GPU: fp32, tf32, tf32x3 or bf16")
+            ->capture_default_str();
+        c->add_option("--attention-precision", o.attention_precision,
+                      "of those inside softmax attention (default: as --precision)");
       });
   subcommand<ImportOptions>(
       app, "import", "turn a PyTorch checkpoint (.pth) of the published code into ours", chosen,

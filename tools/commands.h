@@ -74,7 +74,8 @@ int report_command(const ReportOptions& options);
 
 struct ParityOptions : CommonOptions {
   std::vector<std::string> files;
-  std::string dtype = "f64";
+  std::string dtype;                                    ///< empty: f64, or f32 where a precision is asked for
+  std::string precision = "fp32", attention_precision;  ///< as for train
 };
 int parity_command(const ParityOptions& options);
 

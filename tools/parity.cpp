@@ -10,10 +10,21 @@
 namespace eigentrace {
 
 int parity_command(const ParityOptions& options) {
-  if (options.dtype != "f64" && options.dtype != "f32")
-    fail_usage(fmt::format("--dtype: f64 or f32 expected, found '{}'", options.dtype));
-  const DType dtype = options.dtype == "f64" ? DType::f64 : DType::f32;
   Context ctx(parse_device(options.device));
+  ctx.precision = parse_precision(options.precision);
+  check_precision(ctx.precision, ctx.device());
+  if (!options.attention_precision.empty()) {
+    ctx.attention_precision = parse_precision(options.attention_precision);
+    check_precision(*ctx.attention_precision, ctx.device());
+  }
+  const bool rounded = ctx.precision != Precision::fp32 ||
+                       ctx.attention_precision.value_or(Precision::fp32) != Precision::fp32;
+  const std::string type = !options.dtype.empty() ? options.dtype : rounded ? "f32" : "f64";
+  if (type != "f64" && type != "f32")
+    fail_usage(fmt::format("--dtype: f64 or f32 expected, found '{}'", type));
+  if (type == "f64" && rounded)
+    fail_usage("parity: a precision of float32 products says nothing about f64; leave out --dtype f64");
+  const DType dtype = type == "f64" ? DType::f64 : DType::f32;
   int64_t failed = 0, compared = 0;
   JsonWriter json(JsonWriter::Style::pretty);
   json.begin_array();
@@ -37,8 +48,8 @@ int parity_command(const ParityOptions& options) {
   if (options.json)
     fmt::print("{}\n", json.text());
   else
-    fmt::print("{} files, {} quantities in {}: {} passed, {} failed\n", options.files.size(), compared,
-               options.dtype, compared - failed, failed);
+    fmt::print("{} files, {} quantities in {}{}: {} passed, {} failed\n", options.files.size(), compared,
+               type, rounded ? " with " + options.precision + " products" : "", compared - failed, failed);
   return failed == 0 ? 0 : 1;
 }
 

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 
 #include "autograd/op_cases.h"
 #include "tensor/error.h"
@@ -13,43 +12,6 @@
 
 namespace eigentrace {
 namespace {
-
-using Values = std::vector<std::vector<double>>;
-
-/// Values, then gradients, of a case with fixed random cotangents.
-Values values_of(Context& ctx, const OpCase& op_case, DType dtype, uint64_t seed) {
-  const OpInstance instance = op_case.make(seed, ctx.device());
-  ctx.set_step(seed, 3);
-  Tape tape(ctx);
-  std::vector<Var> leaves;
-  for (const Tensor& input : instance.inputs) leaves.push_back(tape.leaf(input.clone(ctx.device(), dtype)));
-  Values results;
-  const std::vector<Var> outputs = instance.function(tape, leaves);
-  std::vector<Tensor> cotangents;
-  Rng rng(seed, 1);
-  for (const Var& output : outputs) {
-    cotangents.push_back(normal_tensor(rng, output.shape(), {}).clone(ctx.device(), dtype));
-    results.push_back(output.value().to_vector<double>());
-  }
-  tape.backward(outputs, cotangents);
-  for (const Var& leaf : leaves) results.push_back(tape.gradient_of(leaf).to_vector<double>());
-  return results;
-}
-
-/// Largest |x − y| of any result relative to max(1, ‖y‖∞); infinity where a NaN is.
-double difference(const Values& x, const Values& y) {
-  double all = 0;
-  for (size_t k = 0; k < y.size(); ++k) {
-    double scale = 1, worst = 0;
-    for (size_t i = 0; i < y[k].size(); ++i) {
-      scale = std::max(scale, std::abs(y[k][i]));
-      const double d = std::abs(x[k][i] - y[k][i]);
-      worst = d <= worst ? worst : std::isnan(d) ? HUGE_VAL : d;
-    }
-    all = std::max(all, worst / scale);
-  }
-  return all;
-}
 
 struct Line {
   std::string name, error;  ///< error: what was thrown
@@ -61,11 +23,11 @@ Line test_case(Context& cpu, Context& device, const OpCase& op_case, uint64_t se
   Line line;
   line.name = op_case.name;
   try {
-    const Values exact = values_of(cpu, op_case, DType::f64, seed);
-    line.f64 = difference(values_of(device, op_case, DType::f64, seed), exact);
-    const Values single = values_of(device, op_case, DType::f32, seed);
-    line.same_bits = single == values_of(device, op_case, DType::f32, seed);
-    if (op_case.float32_tolerance > 0) line.f32 = difference(single, exact);
+    const OpResults exact = run_case(cpu, op_case, DType::f64, seed);
+    line.f64 = largest_difference(run_case(device, op_case, DType::f64, seed), exact);
+    const OpResults single = run_case(device, op_case, DType::f32, seed);
+    line.same_bits = single == run_case(device, op_case, DType::f32, seed);
+    if (op_case.float32_tolerance > 0) line.f32 = largest_difference(single, exact);
     line.gradient = check_case(device, op_case, seed).max_error();
     line.pass = line.f64 < 1e-10 && line.f32 <= op_case.float32_tolerance && line.same_bits &&
                 line.gradient < op_case.tolerance;

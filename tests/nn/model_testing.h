@@ -1,12 +1,19 @@
 #pragma once
-// Small transformers and batches for the tests of models.
+// Small transformers and batches for the tests of models, and what every family is held to on every device.
+#include <doctest/doctest.h>
+
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <numeric>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "autograd/gradcheck.h"
 #include "nn/model.h"
+#include "spectral/replay.h"
+#include "tests/cuda_testing.h"
 
 namespace eigentrace {
 
@@ -21,14 +28,15 @@ inline ModelConfig small_transformer(const std::string& fn, const std::string& o
                            (options.empty() ? "" : ", ") + options + "}");
 }
 
-inline ModelInput token_input(const std::vector<int32_t>& ids, int64_t batch, int64_t time) {
+inline ModelInput token_input(const std::vector<int32_t>& ids, int64_t batch, int64_t time,
+                              Device device = {}) {
   std::vector<int32_t> order(ids.size());
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
     return ids[static_cast<size_t>(a)] < ids[static_cast<size_t>(b)];
   });
   ModelInput input;
-  input.tokens = {Tensor::from(ids, {batch, time}), Tensor::from(order, {batch * time})};
+  input.tokens = {Tensor::from(ids, {batch, time}, device), Tensor::from(order, {batch * time}, device)};
   return input;
 }
 
@@ -40,12 +48,13 @@ inline std::vector<int32_t> random_tokens(int64_t count, int32_t below, uint64_t
 }
 
 /// Every row labelled with a class below `classes`.
-inline Labels label_all(int64_t rows, int32_t classes, uint64_t seed) {
+inline Labels label_all(int64_t rows, int32_t classes, uint64_t seed, Device device = {}) {
   std::vector<int32_t> order(static_cast<size_t>(rows));
   std::iota(order.begin(), order.end(), 0);
-  return {Tensor::from(order, {rows}), Tensor::from(random_tokens(rows, classes, seed), {rows}),
-          Tensor::from(std::vector<float>(static_cast<size_t>(rows), 1.0f), {rows}),
-          Tensor::from(std::vector<double>{static_cast<double>(rows)}, {1})};
+  return {Tensor::from(order, {rows}, device),
+          Tensor::from(random_tokens(rows, classes, seed), {rows}, device),
+          Tensor::from(std::vector<float>(static_cast<size_t>(rows), 1.0f), {rows}, device),
+          Tensor::from(std::vector<double>{static_cast<double>(rows)}, {1}, device)};
 }
 
 /// Moves every parameter off its initial value, so that ones, zeros and equal heads hide nothing.
@@ -56,6 +65,72 @@ inline void perturb(Model& model, double size) {
     for (double& v : values) v += size * rng.normal();
     p.value.assign(values);
   }
+}
+
+/// Simulating each layer's realisation step by step gives what the layer computed on its device.
+inline void check_replay(const Model& model, const ModelInput& input, double tolerance) {
+  Context ctx = testing::poisoned(model.parameters().device());
+  Tape tape(ctx, false);
+  Forward forward(tape, model.parameters());
+  size_t layers = 0;
+  forward.on_mixer = [&](int, const Mixer& mixer, const Terms& terms, const Mixed& mixed) {
+    const ReplayResult result = replay(mixer.realise(terms, mixed), mixed.y.value());
+    CHECK_MESSAGE(result.agrees(tolerance), result.text());
+    ++layers;
+    return Var();
+  };
+  model.output(forward, input);
+  CHECK(layers == model.mixers().size());
+}
+
+/// Of the variants of a family those that a test on `device` takes: the emulation is slow.
+template <class Variant>
+std::vector<Variant> taken_on(Device device, const std::vector<Variant>& all, size_t every) {
+  if (!device.is_cuda() || !cuda_is_emulated()) return all;
+  std::vector<Variant> some;
+  for (size_t i = 0; i < all.size(); i += every) some.push_back(all[i]);
+  return some;
+}
+
+/// Gradients of loss + Σ cotangent·output, with normal cotangents, dropout and the batch's statistics,
+/// against central differences in float64.
+inline void check_gradients(Model& model, const ModelInput& input, const Labels& labels,
+                            int64_t elements_per_parameter) {
+  const testing::OneThread one_thread;
+  Context ctx = testing::poisoned(model.parameters().device());
+  ctx.set_step(3, 4);
+  std::vector<double> cotangent;
+  const auto loss = [&](bool record) {
+    Tape tape(ctx, record);
+    Forward forward(tape, model.parameters());
+    forward.dropout = forward.batch_statistics = true;
+    const Var roots[2] = {model.loss(forward, input, labels).value, model.output(forward, input)};
+    const std::vector<double> y = roots[1].value().to_vector<double>();
+    Rng rng(9);
+    const double scale = 1 / std::sqrt(static_cast<double>(y.size()));  // or the sum's rounding would count
+    while (cotangent.size() < y.size()) cotangent.push_back(scale * rng.normal());
+    if (record) {
+      const Tensor seeds[2] = {Tensor::from(std::vector<double>{1}, {}, ctx.device()),
+                               Tensor::from(cotangent, roots[1].shape(), ctx.device())};
+      tape.backward(roots, seeds);
+    }
+    return std::inner_product(y.begin(), y.end(), cotangent.begin(), roots[0].value().item());
+  };
+  loss(true);
+  std::vector<Tensor> values;
+  std::vector<std::string> names;
+  std::vector<std::vector<double>> analytic;
+  for (const Parameter& p : model.parameters().parameters()) {
+    values.push_back(p.value), names.push_back(p.name);
+    analytic.push_back(p.gradient.to_vector<double>());
+  }
+  GradcheckOptions options;
+  options.max_elements = elements_per_parameter;
+  options.step = 1e-5;
+  const GradcheckReport report =
+      compare_gradients([&] { return loss(false); }, values, analytic, names, options);
+  CHECK_MESSAGE(report.max_error() < 1e-6, report.worst[0].input << " " << report.worst[0].error);
+  CHECK(ctx.slab().in_use() == 0);
 }
 
 }  // namespace eigentrace

@@ -4,13 +4,13 @@
 #include <cmath>
 #include <filesystem>
 
-#include "autograd/gradcheck.h"
 #include "nn/config/config.h"
 #include "nn/optimiser.h"
 #include "tensor/error.h"
 #include "tests/nn/model_testing.h"
 
 using namespace eigentrace;
+using testing::gpu_here;
 
 namespace {
 
@@ -115,6 +115,17 @@ double deviation(const Values& x) {
 }
 bool zero(const Values& x) { return deviation(x) == 0; }
 
+void check_all_gradients(Device device, int64_t elements_per_parameter) {
+  for (const Variant& v : taken_on(device, variants, 9)) {
+    INFO(v.mixer << " " << v.options);
+    auto model = make_model(small_mad(v.mixer, v.options), 6, DType::f64, device);
+    perturb(*model, 0.1);
+    const std::vector<int32_t> tokens = random_tokens(batch * time_steps, classes, 5);
+    check_gradients(*model, token_input(tokens, batch, time_steps, device),
+                    label_all(batch * time_steps, classes, 7, device), elements_per_parameter);
+  }
+}
+
 }  // namespace
 
 TEST_CASE("mad model: layers, norm and head are the equations, around what the mixer computed") {
@@ -213,39 +224,11 @@ TEST_CASE("mad model: initial values are the suite's, those of the auto-encoder 
 }
 
 TEST_CASE("mad model: gradients of whole models agree with central differences") {
-  const int threads = omp_get_max_threads();
-  omp_set_num_threads(1);  // passes this small only wait for a second one
-  for (const Variant& v : variants) {
-    INFO(v.mixer << " " << v.options);
-    auto model = make_model(small_mad(v.mixer, v.options), 6, DType::f64);
-    perturb(*model, 0.1);
-    const ModelInput input = input_of(5);
-    const Labels labels = label_all(batch * time_steps, classes, 7);
-    Context ctx;
-    ctx.poison = true;
-    const auto loss = [&](bool record) {
-      Tape tape(ctx, record);
-      Forward forward(tape, model->parameters());
-      const Loss out = model->loss(forward, input, labels);
-      if (record) tape.backward(out.value);
-      return out.value.value().item();
-    };
-    loss(true);
-    std::vector<Tensor> values;
-    std::vector<std::string> names;
-    std::vector<Values> analytic;
-    for (const Parameter& p : model->parameters().parameters()) {
-      values.push_back(p.value), names.push_back(p.name);
-      analytic.push_back(p.gradient.to_vector<double>());
-    }
-    GradcheckOptions options;
-    options.max_elements = 8;
-    const GradcheckReport report =
-        compare_gradients([&] { return loss(false); }, values, analytic, names, options);
-    CHECK_MESSAGE(report.max_error() < 1e-6, report.worst[0].input << " " << report.worst[0].error);
-    CHECK(ctx.slab().in_use() == 0);
-  }
-  omp_set_num_threads(threads);
+  check_all_gradients({}, 8);
+}
+
+TEST_CASE("cuda mad model: gradients of whole models agree with central differences") {
+  if (gpu_here()) check_all_gradients(parse_device("cuda"), cuda_is_emulated() ? 1 : 8);
 }
 
 TEST_CASE("mad model: training steps give the same bits for one and two threads, and lower the loss") {

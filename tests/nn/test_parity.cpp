@@ -2,38 +2,46 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <optional>
 #include <set>
 
 #include "nn/parity.h"
 #include "tensor/error.h"
 #include "tensor/io/safetensors.h"
+#include "tests/cuda_testing.h"
 
 using namespace eigentrace;
+using namespace eigentrace::testing;
 
 namespace {
 
+std::string folder() { return std::string(EIGENTRACE_TEST_DATA) + "/parity/"; }
+
 std::vector<std::string> fixtures() {
   std::vector<std::string> paths;
-  for (const auto& entry : std::filesystem::directory_iterator(std::string(EIGENTRACE_TEST_DATA) + "/parity"))
+  for (const auto& entry : std::filesystem::directory_iterator(folder()))
     if (entry.path().extension() == ".safetensors") paths.push_back(entry.path().string());
+  std::ranges::sort(paths);
   return paths;
 }
 
-void hold_all(DType dtype) {
+/// Every `every`-th fixture on `device`.
+void hold_all(Device device, DType dtype, Precision precision = Precision::fp32, size_t every = 1) {
   std::set<std::string> quantities;
   const std::vector<std::string> paths = fixtures();
   CHECK(paths.size() == 40);
-  for (const std::string& path : paths) {
-    Context ctx;
-    ctx.poison = true;
-    for (const ParityRow& row : run_parity(ctx, path, dtype)) {
+  for (size_t i = 0; i < paths.size(); i += every) {
+    Context ctx = poisoned(device, precision);
+    for (const ParityRow& row : run_parity(ctx, paths[i], dtype)) {
       CHECK_MESSAGE(row.pass(), to_string(row));
       quantities.insert(row.quantity);
     }
     CHECK(ctx.slab().in_use() == 0);
   }
+  if (every > 1) return;
   for (const char* q : {"parameters", "output", "loss", "gradients", "mixer_in", "mixer_out", "eigenvalues",
                         "published", "statistics", "loss_per_step", "after3", "after3_conj"})
     CHECK_MESSAGE(quantities.count(q) == 1, q << " was never compared");
@@ -41,13 +49,47 @@ void hold_all(DType dtype) {
 
 }  // namespace
 
-TEST_CASE("parity: every fixture's numbers in float64") { hold_all(DType::f64); }
+TEST_CASE("parity: every fixture's numbers in float64") { hold_all({}, DType::f64); }
 
-TEST_CASE("parity: every fixture's numbers in float32") { hold_all(DType::f32); }
+TEST_CASE("parity: every fixture's numbers in float32") { hold_all({}, DType::f32); }
+
+TEST_CASE("cuda parity: every fixture's numbers in float64") {
+  if (gpu_here()) hold_all(parse_device("cuda"), DType::f64);
+}
+
+TEST_CASE("cuda parity: every fixture's numbers in float32") {
+  if (gpu_here()) hold_all(parse_device("cuda"), DType::f32);
+}
+
+TEST_CASE("cuda parity: every fixture's numbers within the bounds of each precision of products") {
+  if (!gpu_here()) return;
+  for (const Precision precision : {Precision::tf32x3, Precision::tf32, Precision::bf16}) {
+    CAPTURE(name_of(precision));
+    hold_all(parse_device("cuda"), DType::f32, precision, cuda_is_emulated() ? 7 : 1);
+  }
+}
+
+TEST_CASE(
+    "cuda parity: bf16 inside softmax attention alone has bf16's bounds, and elsewhere changes nothing") {
+  if (!gpu_here()) return;
+  const auto output_error = [](const char* file, std::optional<Precision> attention) {
+    Context ctx = gpu_context();
+    ctx.attention_precision = attention;
+    double error = -1;
+    for (const ParityRow& row : run_parity(ctx, folder() + file, DType::f32)) {
+      CHECK_MESSAGE(row.pass(), to_string(row));
+      if (row.quantity == "output") error = row.error;
+    }
+    return error;
+  };
+  const char *softmax = "sm-attention-heads4-mlp-mean-classify.safetensors",
+             *linear = "lin-attention-heads4-mlp-max-classify.safetensors";
+  CHECK(output_error(softmax, Precision::bf16) > 10 * output_error(softmax, {}));
+  CHECK(output_error(linear, Precision::bf16) == output_error(linear, {}));
+}
 
 TEST_CASE("parity: one wrong number, one missing parameter, a file of another kind are each found") {
-  const SafetensorsReader reader(std::string(EIGENTRACE_TEST_DATA) +
-                                 "/parity/sm-attention-tokens.safetensors");
+  const SafetensorsReader reader(folder() + "sm-attention-tokens.safetensors");
   const std::string path =
       (std::filesystem::temp_directory_path() / ("eigentrace_parity_" + std::to_string(getpid()))).string();
   /// The rows that fail after element 3 of `changed` is moved by 1e-6 of the largest, and `dropped` left out.

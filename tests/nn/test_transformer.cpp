@@ -3,7 +3,6 @@
 
 #include <cmath>
 
-#include "autograd/gradcheck.h"
 #include "autograd/ops_pointwise.h"
 #include "nn/mixers/attention.h"
 #include "nn/optimiser.h"
@@ -13,6 +12,7 @@
 #include "tests/nn/model_testing.h"
 
 using namespace eigentrace;
+using namespace eigentrace::testing;
 
 namespace {
 
@@ -36,9 +36,8 @@ struct Observed {
   std::vector<double> output;
   std::vector<std::vector<double>> log_eta;
 };
-Observed observe(const Model& model, const ModelInput& input) {
-  Context ctx;
-  ctx.poison = true;
+Observed observe(const Model& model, const ModelInput& input, Precision precision = Precision::fp32) {
+  Context ctx = poisoned(model.parameters().device(), precision);
   Tape tape(ctx, false);
   Forward forward(tape, model.parameters());
   Observed out;
@@ -85,31 +84,77 @@ std::vector<double> train(const ModelConfig& config, DType dtype, int steps, int
   return all;
 }
 
+/// Inputs after t change no output and no normaliser at or before t by one bit.
+void check_causality(const Variant& v, Device device, DType dtype, Precision precision = Precision::fp32) {
+  constexpr int64_t batch = 2, time = 29;
+  INFO(v.fn << " " << v.options);
+  auto model = make_model(small_transformer(v.fn, v.options), 1, dtype, device);
+  perturb(*model, 0.1);
+  std::vector<int32_t> ids = random_tokens(batch * time, 11, 1);
+  const Observed before = observe(*model, token_input(ids, batch, time, device), precision);
+  const bool slow = device.is_cuda() && cuda_is_emulated();
+  for (int64_t t : slow ? std::vector<int64_t>{16} : std::vector<int64_t>{0, 1, 15, 16, 27}) {
+    std::vector<int32_t> changed = ids;
+    for (int64_t b = 0; b < batch; ++b)
+      for (int64_t i = t + 1; i < time; ++i) {
+        int32_t& id = changed[static_cast<size_t>(b * time + i)];
+        id = (id + 1 + static_cast<int32_t>(i % 9)) % 11;
+      }
+    const Observed after = observe(*model, token_input(changed, batch, time, device), precision);
+    CHECK(same_prefix(before.output, after.output, batch, time, t + 1));
+    CHECK(!same_prefix(before.output, after.output, batch, time, t + 2));
+    for (size_t l = 0; l < before.log_eta.size(); ++l)
+      CHECK(same_prefix(before.log_eta[l], after.log_eta[l], batch, time, t + 1));
+  }
+}
+
+void check_realisation(Device device) {
+  for (const Variant& v : variants)
+    for (DType dtype : {DType::f64, DType::f32}) {
+      INFO(v.fn << " " << v.options);
+      auto model = make_model(small_transformer(v.fn, v.options), 4, dtype, device);
+      perturb(*model, 0.2);
+      check_replay(*model, token_input(random_tokens(2 * 50, 11, 3), 2, 50, device),
+                   dtype == DType::f64 ? 1e-10 : 1e-4);
+    }
+}
+
+void check_all_gradients(Device device, int64_t elements_per_parameter) {
+  std::vector<Variant> all = variants;
+  all.push_back({"sm-attention", R"("classifier": true, "pooling": "cls", "mixer_dim": 6)"});
+  all.push_back({"lin-attention", R"("classifier": true, "pooling": "sum", "mixer_dim": 6, "dual": true)"});
+  all.push_back({"norm-attention", R"("classifier": true, "pooling": "none", "mixer_dim": 4)"});
+  all.push_back({"lin-attention", R"("classifier": true, "pooling": "max")"});
+  for (const Variant& v : taken_on(device, all, 5)) {
+    INFO(v.fn << " " << v.options);
+    ModelConfig config =
+        small_transformer(v.fn, v.options + std::string(R"(, "dropout": 0.2, "att_dropout": 0.1)"));
+    const auto& c = std::get<TransformerConfig>(config);
+    auto model = make_model(config, 6, DType::f64, device);
+    perturb(*model, 0.1);
+    constexpr int64_t batch = 2, time = 9;
+    const int64_t rows = model->per_position() ? batch * time : c.dual ? batch / 2 : batch;
+    check_gradients(*model, token_input(random_tokens(batch * time, 11, 5), batch, time, device),
+                    label_all(rows, c.mixer_dim == 0 && c.classifier ? 16 : 11, 7, device),
+                    elements_per_parameter);
+  }
+}
+
 }  // namespace
 
 TEST_CASE("transformer: inputs after t change no output and no normaliser at or before t by one bit") {
-  constexpr int64_t batch = 2, time = 29;
   for (const Variant& v : variants)
-    for (DType dtype : {DType::f32, DType::f64}) {
-      INFO(v.fn << " " << v.options);
-      auto model = make_model(small_transformer(v.fn, v.options), 1, dtype);
-      perturb(*model, 0.1);
-      std::vector<int32_t> ids = random_tokens(batch * time, 11, 1);
-      const Observed before = observe(*model, token_input(ids, batch, time));
-      for (int64_t t : {0, 1, 15, 16, 27}) {
-        std::vector<int32_t> changed = ids;
-        for (int64_t b = 0; b < batch; ++b)
-          for (int64_t i = t + 1; i < time; ++i) {
-            int32_t& id = changed[static_cast<size_t>(b * time + i)];
-            id = (id + 1 + static_cast<int32_t>(i % 9)) % 11;
-          }
-        const Observed after = observe(*model, token_input(changed, batch, time));
-        CHECK(same_prefix(before.output, after.output, batch, time, t + 1));
-        CHECK(!same_prefix(before.output, after.output, batch, time, t + 2));
-        for (size_t l = 0; l < before.log_eta.size(); ++l)
-          CHECK(same_prefix(before.log_eta[l], after.log_eta[l], batch, time, t + 1));
-      }
-    }
+    for (DType dtype : {DType::f32, DType::f64}) check_causality(v, {}, dtype);
+}
+
+TEST_CASE("cuda transformer: inputs after t change no output and no normaliser at or before t by one bit") {
+  if (!gpu_here()) return;
+  const Device gpu = parse_device("cuda");
+  for (const Variant& v : variants) {
+    check_causality(v, gpu, DType::f64);
+    for (const Precision precision : {Precision::fp32, Precision::tf32, Precision::tf32x3, Precision::bf16})
+      check_causality(v, gpu, DType::f32, precision);
+  }
 }
 
 TEST_CASE("transformer: no mixer sees its future, even when it is ten thousand times larger") {
@@ -146,69 +191,19 @@ TEST_CASE("transformer: no mixer sees its future, even when it is ten thousand t
 }
 
 TEST_CASE("transformer: simulating the realisation step by step gives what the layer computed") {
-  for (const Variant& v : variants)
-    for (DType dtype : {DType::f64, DType::f32}) {
-      INFO(v.fn << " " << v.options);
-      auto model = make_model(small_transformer(v.fn, v.options), 4, dtype);
-      perturb(*model, 0.2);
-      Context ctx;
-      Tape tape(ctx, false);
-      Forward forward(tape, model->parameters());
-      int layers = 0;
-      forward.on_mixer = [&](int, const Mixer& mixer, const Terms& terms, const Mixed& mixed) {
-        const ReplayResult result = replay(mixer.realise(terms, mixed), mixed.y.value());
-        CHECK_MESSAGE(result.agrees(dtype == DType::f64 ? 1e-10 : 1e-4), result.text());
-        ++layers;
-        return Var();
-      };
-      model->output(forward, token_input(random_tokens(2 * 50, 11, 3), 2, 50));
-      CHECK(layers == 2);
-    }
+  check_realisation({});
+}
+
+TEST_CASE("cuda transformer: simulating the realisation step by step gives what the layer computed") {
+  if (gpu_here()) check_realisation(parse_device("cuda"));
 }
 
 TEST_CASE("transformer: gradients of whole configured models agree with central differences") {
-  std::vector<Variant> all = variants;
-  all.push_back({"sm-attention", R"("classifier": true, "pooling": "cls", "mixer_dim": 6)"});
-  all.push_back({"lin-attention", R"("classifier": true, "pooling": "sum", "mixer_dim": 6, "dual": true)"});
-  all.push_back({"norm-attention", R"("classifier": true, "pooling": "none", "mixer_dim": 4)"});
-  all.push_back({"lin-attention", R"("classifier": true, "pooling": "max")"});
-  for (const Variant& v : all) {
-    INFO(v.fn << " " << v.options);
-    ModelConfig config =
-        small_transformer(v.fn, v.options + std::string(R"(, "dropout": 0.2, "att_dropout": 0.1)"));
-    const auto& c = std::get<TransformerConfig>(config);
-    auto model = make_model(config, 6, DType::f64);
-    perturb(*model, 0.1);
-    constexpr int64_t batch = 2, time = 9;
-    const ModelInput input = token_input(random_tokens(batch * time, 11, 5), batch, time);
-    const int64_t rows = model->per_position() ? batch * time : c.dual ? batch / 2 : batch;
-    const Labels labels = label_all(rows, c.mixer_dim == 0 && c.classifier ? 16 : 11, 7);
-    Context ctx;
-    ctx.poison = true;
-    ctx.set_step(3, 4);
-    const auto loss = [&](bool record) {
-      Tape tape(ctx, record);
-      Forward forward(tape, model->parameters());
-      forward.dropout = true;
-      const Loss out = model->loss(forward, input, labels);
-      if (record) tape.backward(out.value);
-      return out.value.value().item();
-    };
-    loss(true);
-    std::vector<Tensor> values;
-    std::vector<std::string> names;
-    std::vector<std::vector<double>> analytic;
-    for (const Parameter& p : model->parameters().parameters()) {
-      values.push_back(p.value), names.push_back(p.name);
-      analytic.push_back(p.gradient.to_vector<double>());
-    }
-    GradcheckOptions options;
-    options.max_elements = 4;
-    const GradcheckReport report =
-        compare_gradients([&] { return loss(false); }, values, analytic, names, options);
-    CHECK_MESSAGE(report.max_error() < 1e-6, report.worst[0].input << " " << report.worst[0].error);
-    CHECK(ctx.slab().in_use() == 0);
-  }
+  check_all_gradients({}, 4);
+}
+
+TEST_CASE("cuda transformer: gradients of whole configured models agree with central differences") {
+  if (gpu_here()) check_all_gradients(parse_device("cuda"), cuda_is_emulated() ? 1 : 4);
 }
 
 TEST_CASE("transformer: training steps give the same bits for one and two threads, and again") {

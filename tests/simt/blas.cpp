@@ -1,8 +1,28 @@
 #include <cblas.h>
 
+#include <vector>
+
 #include "tests/simt/cublasLt.h"
 
 namespace {
+
+/// The matrix rounded to the nearest number of `bits` bits behind the point, ties away from zero (TF32) or to
+/// even (bf16), in memory that lives as long as `room`.
+const float* rounded(const float* x, const SimtLayout& layout, cublasComputeType_t compute,
+                     std::vector<float>& room) {
+  if (compute != CUBLAS_COMPUTE_32F_FAST_TF32 && compute != CUBLAS_COMPUTE_32F_FAST_16BF) return x;
+  const auto ld = static_cast<size_t>(layout.ld);
+  room.assign(ld * layout.cols, 0);
+  for (size_t column = 0; column < layout.cols; ++column)
+    for (size_t row = 0; row < layout.rows; ++row) {
+      uint32_t bits = __float_as_uint(x[column * ld + row]);
+      if ((bits & 0x7F800000u) != 0x7F800000u)
+        bits = compute == CUBLAS_COMPUTE_32F_FAST_TF32 ? (bits + 0x1000u) & 0xFFFFE000u
+                                                       : (bits + 0x7FFFu + (bits >> 16 & 1)) & 0xFFFF0000u;
+      room[column * ld + row] = __uint_as_float(bits);
+    }
+  return room.data();
+}
 
 template <class T>
 void product(const SimtMatmul& operation, double alpha, const void* a, const SimtLayout& la, const void* b,
@@ -15,10 +35,12 @@ void product(const SimtMatmul& operation, double alpha, const void* a, const Sim
     const T* bi = static_cast<const T*>(b) + i * lb.step;
     T* ci = static_cast<T*>(c) + i * lc.step;
     const auto lda = static_cast<int>(la.ld), ldb = static_cast<int>(lb.ld), ldc = static_cast<int>(lc.ld);
-    if constexpr (sizeof(T) == 4)
+    if constexpr (sizeof(T) == 4) {
+      std::vector<float> room[2];
       cblas_sgemm(CblasColMajor, turned(operation.a), turned(operation.b), M, N, K, static_cast<float>(alpha),
-                  ai, lda, bi, ldb, static_cast<float>(beta), ci, ldc);
-    else
+                  rounded(ai, la, operation.compute, room[0]), lda,
+                  rounded(bi, lb, operation.compute, room[1]), ldb, static_cast<float>(beta), ci, ldc);
+    } else
       cblas_dgemm(CblasColMajor, turned(operation.a), turned(operation.b), M, N, K, alpha, ai, lda, bi, ldb,
                   beta, ci, ldc);
     if (operation.epilogue == CUBLASLT_EPILOGUE_BIAS)

@@ -1,7 +1,7 @@
 #pragma once
-// The part of cuBLASLt that this house uses, computed by CBLAS: float32 products whatever the compute type,
-// so TF32 and bf16 modes are exact here. Bias epilogues exist in float32 only, so that the way without them
-// is tested too.
+// The part of cuBLASLt that this house uses, computed by CBLAS. Under TF32 and bf16 the operands are rounded
+// to the nearest, as the fragments of tensor/mma.h are, and products and sums are float32's. Bias epilogues
+// exist in float32 only, so that the way without them is tested too.
 #include "tests/simt/cuda_runtime.h"
 
 enum cublasStatus_t {
@@ -53,6 +53,7 @@ struct SimtMatmul {
   cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
   const void* bias = nullptr;
   cudaDataType_t type = CUDA_R_32F;
+  cublasComputeType_t compute = CUBLAS_COMPUTE_32F;
 };
 using cublasLtMatmulDesc_t = SimtMatmul*;
 struct SimtLayout {
@@ -80,10 +81,10 @@ cublasStatus_t simt_matmul(const SimtMatmul& operation, double alpha, const void
 
 inline cublasStatus_t cublasLtCreate(cublasLtHandle_t* h) { return *h = new SimtBlas, CUBLAS_STATUS_SUCCESS; }
 inline cublasStatus_t cublasLtDestroy(cublasLtHandle_t h) { return delete h, CUBLAS_STATUS_SUCCESS; }
-inline cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* d, cublasComputeType_t,
+inline cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* d, cublasComputeType_t compute,
                                                cudaDataType_t type) {
   *d = new SimtMatmul;
-  (*d)->type = type;
+  (*d)->type = type, (*d)->compute = compute;
   return CUBLAS_STATUS_SUCCESS;
 }
 inline cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t d) {
