@@ -12,14 +12,15 @@ struct Philox4 {
   uint32_t x[4];
 };
 
-/// Ten rounds of Philox4x32. key: 64 bits (a seed), counter: 128 bits as (hi, lo). out: four uniform 32-bit
-/// words.
+/// Philox4x32, ten rounds unless said otherwise. key: 64 bits (a seed), counter: 128 bits as (hi, lo). out:
+/// four uniform 32-bit words.
+template <int rounds = 10>
 ET_HD Philox4 philox(uint64_t key, uint64_t counter_hi, uint64_t counter_lo) {
   uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
   uint32_t c0 = static_cast<uint32_t>(counter_lo), c1 = static_cast<uint32_t>(counter_lo >> 32);
   uint32_t c2 = static_cast<uint32_t>(counter_hi), c3 = static_cast<uint32_t>(counter_hi >> 32);
 #pragma GCC unroll 10
-  for (int round = 0; round < 10; ++round) {
+  for (int round = 0; round < rounds; ++round) {
     const uint64_t p0 = static_cast<uint64_t>(0xD2511F53u) * c0;
     const uint64_t p1 = static_cast<uint64_t>(0xCD9E8D57u) * c2;
     const uint32_t n0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;

@@ -50,7 +50,7 @@ void dropout_cpu(const T* x, T* y, const StridedIndex& index, const DropoutStrea
   const int64_t step_x = index.rank == 0 ? 1 : index.stride[0][last];
   const int64_t step_y = index.rank == 0 ? 1 : index.stride[1][last];
   parallel_rows((rows + group - 1) / group * pieces, [&](int64_t item) {
-    T buffer[block + 8];
+    T buffer[block + 16];
     const int64_t first = item / pieces * group, end = std::min(first + group, rows);
     const int64_t begin = item % pieces * block, n = std::min(block, columns - begin);
     const int64_t start = first * columns + begin;
@@ -76,7 +76,7 @@ void dropout_shared_cpu(const Tensor& x, const Tensor& y, const DropoutStream& m
   const T* px = x.data<T>();
   T* py = y.data<T>();
   parallel_rows(x.dim(0) * pieces, [&](int64_t item) {
-    T buffer[block + 8];
+    T buffer[block + 16];
     const int64_t b = item / pieces, begin = item % pieces * block, n = std::min(block, width - begin);
     const T* factors = dropout_factors(mask, b * width + begin, n, buffer);
     const int64_t step_x = x.stride(2), step_y = y.stride(2);

@@ -107,7 +107,7 @@ void run_forward(Context& ctx, const NormForwardRows<T>& f) {
   require_cpu(ctx, "layer_norm");
   constexpr int64_t group = 16;
   parallel_rows((f.y.rows + group - 1) / group, [&](int64_t item) {
-    std::vector<T> factors(f.mask.threshold ? static_cast<size_t>(f.y.cols) + 8 : 0);
+    std::vector<T> factors(f.mask.threshold ? static_cast<size_t>(f.y.cols) + 16 : 0);
     for (int64_t row = item * group; row < std::min(f.y.rows, (item + 1) * group); ++row)
       forward_row_cpu(f, row, factors.data());
   });
@@ -117,7 +117,7 @@ template <class T>
 void run_backward(Context& ctx, const NormBackwardRows<T>& f, int64_t blocks) {
   require_cpu(ctx, "layer_norm_backward");
   parallel_rows(blocks, [&](int64_t block) {
-    std::vector<T> factors(f.dbranch.data ? static_cast<size_t>(f.dy.cols) + 8 : 0);
+    std::vector<T> factors(f.dbranch.data ? static_cast<size_t>(f.dy.cols) + 16 : 0);
     T* dw = f.partial_weight ? f.partial_weight + block * f.dy.cols : nullptr;
     T* db = f.partial_bias ? f.partial_bias + block * f.dy.cols : nullptr;
     if (dw) std::fill(dw, dw + f.dy.cols, T(0)), std::fill(db, db + f.dy.cols, T(0));

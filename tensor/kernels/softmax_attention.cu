@@ -2,7 +2,7 @@
 //   s_ij = scale q_i·k_j,  lse_i = log Σ_{j≤i} exp(s_ij),  p_ij = exp(s_ij − lse_i),  y_i = Σ_{j≤i} m_ij p_ij
 //   v_j δ_i = dy_i·y_i,  ds_ij = p_ij (m_ij dy_i·v_j − δ_i), dq_i = scale Σ_j ds_ij k_j,  dk_j = scale Σ_i
 //   ds_ij q_i,  dv_j = Σ_i m_ij p_ij dy_i
-// m is dropout's mask over 1 − p, a function of ((b H + h) T + i) T + j. The running maximum and sum over
+// m is dropout's mask over 1 − p, a function of (b H + h, i, j). The running maximum and sum over
 // blocks of keys are those of Milakov and Gimelshein (2018) and Dao et al. (2022). Row i reads nothing of
 // rows after i: masked s enter neither the maximum nor the sum, and masked p are exact zeros, so a change of
 // later inputs changes no bit of y_i or lse_i.
@@ -30,15 +30,16 @@ struct Attention : AttentionOperands<T> {
     gemm<T>(rows, cols, size.N, scale, q.rows(b, h, i0), Matrix<const T>(k.rows(b, h, j0)).t(), 0,
             Matrix<T>{s, cols});
   }
-  /// Mask factors of row i, keys j0.. (cols), in `room` of cols + 6.
+  /// Mask factors of row i, keys j0.. (cols), in `room` of cols + 15.
   const T* factors(int64_t b, int64_t h, int64_t i, int64_t j0, int64_t cols, T* room) const {
-    return dropout_factors(mask, ((b * size.H + h) * size.T + i) * size.T + j0, cols, room);
+    dropout_weight_factors(mask, size.T, b * size.H + h, i, j0, cols, room);
+    return room;
   }
 
   void forward(int64_t b, int64_t h, int64_t i0, T* s) const {
     const int64_t rows = std::min(query_block, size.T - i0);
     const Matrix<T> out = y.rows(b, h, i0);
-    T largest[query_block], sum[query_block], room[key_block + 8];
+    T largest[query_block], sum[query_block], room[key_block + 16];
     for (int64_t r = 0; r < rows; ++r) largest[r] = -INFINITY, sum[r] = 0;
     for (int64_t j0 = 0; j0 < i0 + rows; j0 += key_block) {
       const int64_t cols = std::min(key_block, i0 + rows - j0);
@@ -101,7 +102,7 @@ struct AttentionBackward : Attention<T>, AttentionGradients<T> {
   /// blocks.
   void block(int64_t b, int64_t h, int64_t i0, int64_t j0, bool to_q, bool to_kv, T* scratch) const {
     const int64_t rows = std::min(query_block, size.T - i0), cols = std::min(key_block, i0 + rows - j0);
-    T *s = scratch, *ds = scratch + query_block * key_block, room[key_block + 8];
+    T *s = scratch, *ds = scratch + query_block * key_block, room[key_block + 16];
     const Matrix<const T> dy_block = dy.rows(b, h, i0);
     const Matrix<const T> s_view{s, cols}, ds_view{ds, cols};
     this->scores(b, h, i0, rows, j0, cols, s);

@@ -70,27 +70,35 @@ template <class M>
 void attention_mma_backward(const Context& ctx, const AttentionPlan& plan, const AttentionOperands<float>& a,
                             const AttentionGradients<float>& g, const AttentionParts& parts);
 
-/// Dropout's mask with the step's state in registers.
+/// The mask of one matrix of weights, with the step's state in registers.
 struct AttentionMask {
   uint64_t seed, counter;
   uint32_t threshold;
+  int64_t item, blocks;
 
-  __device__ explicit AttentionMask(const DropoutStream& stream)
+  __device__ AttentionMask(const DropoutStream& stream, int64_t matrix, int64_t length)
       : seed(static_cast<uint64_t>(stream.state[0])),
         counter(static_cast<uint64_t>(stream.state[1]) << 32 | stream.op),
-        threshold(stream.threshold) {}
-  /// Bit u: element 4 block + u is kept.
-  __device__ uint32_t kept4(int64_t block) const {
-    const Philox4 w = philox(seed, counter, static_cast<uint64_t>(block) | uint64_t{1} << 63);
-    return uint32_t{w.x[0] >= threshold} | uint32_t{w.x[1] >= threshold} << 1 |
-           uint32_t{w.x[2] >= threshold} << 2 | uint32_t{w.x[3] >= threshold} << 3;
+        threshold(stream.threshold),
+        item(matrix),
+        blocks(DropoutStream::weight_blocks(length)) {}
+  /// The call that decides on rows i, i + 8 and columns j, j + 1, j + 8, j + 9 of a block of 16 × 16.
+  __device__ Philox4 words(int64_t i, int64_t j) const {
+    return DropoutStream::words(seed, counter, DropoutStream::weight_block(item, i, j, blocks));
   }
-  /// Bit u: element first + u is kept, u = 0…3.
-  __device__ uint32_t kept_from(int64_t first) const {
-    const uint32_t offset = static_cast<uint32_t>(first & 3);
-    uint32_t bits = kept4(first >> 2);
-    if (offset != 0) bits |= kept4((first >> 2) + 1) << 4;
-    return bits >> offset & 15u;
+  __device__ bool keeps_low(uint32_t word) const { return (word & 0xFFFFu) >= threshold; }
+  __device__ bool keeps_high(uint32_t word) const { return word >> 16 >= threshold; }
+  /// Bit u: (i, j + u) is kept, u = 0…3; j a multiple of 4.
+  __device__ uint32_t kept4(int64_t i, int64_t j) const {
+    uint32_t bits = 0;
+#pragma unroll
+    for (int u = 0; u < 2; ++u) {
+      const Philox4 w = words(i, j + 2 * u);
+      const uint32_t near = i & 8 ? w.x[1] : w.x[0], far = i & 8 ? w.x[3] : w.x[2];
+      const uint32_t word = j & 8 ? far : near;
+      bits |= (uint32_t{keeps_low(word)} | uint32_t{keeps_high(word)} << 1) << 2 * u;
+    }
+    return bits;
   }
 };
 #endif

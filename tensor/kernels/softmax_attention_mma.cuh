@@ -135,19 +135,32 @@ __device__ __forceinline__ void attention_add_rows(float (&out)[width / 8][4], c
   }
 }
 
-/// Bit 4 c + u: element first + c step + u is kept, u = 0…3.
-template <int count>
-__device__ __forceinline__ uint32_t attention_kept(const AttentionMask& mask, int64_t first, int64_t step,
-                                                   bool aligned) {
-  uint32_t bits = 0;
-  if (aligned) {
+/// What a mask leaves of rows i and i + 8 (g, g + 8 of a block of 16) times columns of two tiles of 8.
+__device__ __forceinline__ void attention_drop(float (&near)[4], float (&far)[4], const AttentionMask& mask,
+                                               const uint32_t (&words)[4]) {
 #pragma unroll
-    for (int c = 0; c < count; ++c) bits |= mask.kept4((first + c * step) >> 2) << 4 * c;
-  } else {
-#pragma unroll 1
-    for (int c = 0; c < count; ++c) bits |= mask.kept_from(first + c * step) << 4 * c;
+  for (int e = 0; e < 4; ++e) {
+    if (!(e % 2 ? mask.keeps_high(words[e / 2]) : mask.keeps_low(words[e / 2]))) near[e] = 0;
+    if (!(e % 2 ? mask.keeps_high(words[2 + e / 2]) : mask.keeps_low(words[2 + e / 2]))) far[e] = 0;
   }
-  return bits;
+}
+
+/// words[2 c + r] of a block of 16 queries from i0 and 16 keys from j0, transposed: its halves decide on
+/// queries 8 c + 2 t and 8 c + 2 t + 1 of key g + 8 r. A call serves two keys: lanes g and g ^ 1 draw one
+/// each and exchange halves.
+__device__ __forceinline__ void attention_words_transposed(uint32_t (&words)[4], const AttentionMask& mask,
+                                                           int64_t i0, int64_t j0) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+  const bool odd = g % 2;
+  const Philox4 w = mask.words(i0 + 2 * t + g % 2, j0 + g / 2 * 2);
+  const uint32_t give = odd ? 0x5410u : 0x7632u, even_places = odd ? 0x3254u : 0x5410u,
+                 odd_places = odd ? 0x3276u : 0x7610u;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {  // words 2 r and 2 r + 1 of a call: queries i and i + 8 of keys from j + 8 r
+    const uint32_t other = __shfl_xor_sync(0xFFFFFFFFu, __byte_perm(w.x[2 * r], w.x[2 * r + 1], give), 4);
+    words[r] = __byte_perm(w.x[2 * r], other, even_places);
+    words[2 + r] = __byte_perm(w.x[2 * r + 1], other, odd_places);
+  }
 }
 
 template <class M, int N, int P, int keys>
@@ -165,7 +178,7 @@ __global__ void __launch_bounds__(attention_threads, M::forward_blocks)
   const int64_t b = at.item / a.size.H, h = at.item % a.size.H;
   const AttentionRows q(a.q, b, h, length, a.size.N, access.q), k(a.k, b, h, length, a.size.N, access.k),
       v(a.v, b, h, length, a.size.P, access.v);
-  const AttentionMask mask(a.mask);
+  const AttentionMask mask(a.mask, at.item, length);
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int g = lane / 4, t = lane % 4;
   const int i0 = (turns - 1 - at.turn) * attention_rows, first = i0 + 16 * warp;
@@ -220,17 +233,10 @@ __global__ void __launch_bounds__(attention_threads, M::forward_blocks)
 #pragma unroll
           for (int e = 0; e < 4; ++e) out[c][e] *= fade[e / 2];
       }
-      if (drops) {  // a lane draws 4 neighbours of one of its two rows, its neighbour those of the other
-        const int64_t row = (at.item * length + first + g + t % 2 * 8) * length + j0 + t / 2 * 4;
-        const uint32_t mine = attention_kept<tiles>(mask, row, 8, length % 4 == 0);
-        const uint32_t other = __shfl_xor_sync(0xFFFFFFFFu, mine, 1);
-        const uint32_t kept[2] = {(t % 2 ? other : mine) >> t % 2 * 2, (t % 2 ? mine : other) >> t % 2 * 2};
+      if (drops)
 #pragma unroll
-        for (int c = 0; c < tiles; ++c)
-#pragma unroll
-          for (int e = 0; e < 4; ++e)
-            if (!(kept[e / 2] >> (4 * c + e % 2) & 1)) s[c][e] = 0;
-      }
+        for (int c = 0; c < tiles; c += 2)
+          attention_drop(s[c], s[c + 1], mask, mask.words(first + g, j0 + 8 * c + 2 * t).x);
     }
     next_v.template store<M>(v_s);
     __syncthreads();
@@ -274,7 +280,7 @@ __global__ void __launch_bounds__(attention_threads, P <= 32 ? M::forward_blocks
   const int64_t b = at.item / a.size.H, h = at.item % a.size.H;
   const AttentionRows q(a.q, b, h, length, a.size.N, access.q), k(a.k, b, h, length, a.size.N, access.k),
       v(a.v, b, h, length, a.size.P, access.v), dy(grad.dy, b, h, length, a.size.P, access.dy);
-  const AttentionMask mask(a.mask);
+  const AttentionMask mask(a.mask, at.item, length);
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int g = lane / 4, t = lane % 4;
   const int j0 = (parts.first_block + at.turn) * attention_rows, first = j0 + 16 * warp;
@@ -325,20 +331,16 @@ __global__ void __launch_bounds__(attention_threads, P <= 32 ? M::forward_blocks
       }
       float d[tiles][4] = {};
       attention_row_products<M, P>(d, v_s + 16 * warp * pp, dy_s);
-      uint32_t kept[4] = {~0u, ~0u, ~0u, ~0u};  // bit 4 c: of element e of tile c
-      if (drops) {  // 4 lanes share 4 keys twice, for 2 queries: each draws one group of 4 keys
-        const int share = g % 4, key = first + g / 4 * 4 + share / 2 * 8;
-        const int64_t element = (at.item * length + i0 + 2 * t + share % 2) * length + key;
-        const uint32_t mine = attention_kept<tiles>(mask, element, int64_t{8} * length, length % 4 == 0);
-#pragma unroll
-        for (int e = 0; e < 4; ++e) kept[e] = __shfl_sync(0xFFFFFFFFu, mine, (lane & 19) | e << 2) >> share;
-      }
+      uint32_t words[4] = {};
 #pragma unroll
       for (int c = 0; c < tiles; ++c) {
+        if (drops && c % 2 == 0) attention_words_transposed(words, mask, i0 + 8 * c, first);
         const float4 stats = *reinterpret_cast<const float4*>(stats_s + 8 * c + 2 * t);
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          const float m = kept[e] >> 4 * c & 1 ? keep : 0.0f, p = s[c][e];
+          const uint32_t word = words[c % 2 * 2 + e / 2];
+          const float m = (e % 2 ? mask.keeps_high(word) : mask.keeps_low(word)) ? keep : 0.0f;
+          const float p = s[c][e];
           s[c][e] = drops ? p * m : p;
           d[c][e] = p * ((drops ? d[c][e] * m : d[c][e]) - (e % 2 ? stats.w : stats.y));
         }

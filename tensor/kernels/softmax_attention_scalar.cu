@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(threads, least_blocks<T>) attention_kernel(Att
   const int64_t item = blockIdx.x % items, b = item / a.size.H, h = item % a.size.H;
   const int64_t i0 = (tiles - 1 - blockIdx.x / items) * tile, p0 = int64_t{blockIdx.y} * 64 * G;
   const RowsOf<T> q(a.q, b, h), k(a.k, b, h), v(a.v, b, h), y(a.y, b, h);
-  const AttentionMask mask(a.mask);
+  const AttentionMask mask(a.mask, item, length);
   Accumulator<T, G> out;
   T largest[4], sum[4];
 #pragma unroll
@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(threads, least_blocks<T>) attention_kernel(Att
 #pragma unroll
       for (int c = 0; c < 4 * G; ++c) out.x[r][c] *= fade;
       if (a.drops) {
-        const uint32_t kept = mask.kept_from((item * length + i) * length + j);
+        const uint32_t kept = mask.kept4(i, j);
 #pragma unroll
         for (int c = 0; c < 4; ++c) s.x[r][c] = kept >> c & 1 ? s.x[r][c] * T(a.mask.keep_scale) : T(0);
       }
@@ -202,7 +202,7 @@ __global__ void __launch_bounds__(threads, least_blocks<T>)
   const int64_t own0 = (which == Output::dq ? tiles - 1 - turn : turn) * tile;
   const int64_t c0 = int64_t{blockIdx.y} * 64 * G, columns = which == Output::dv ? a.size.P : a.size.N;
   const RowsOf<T> q(a.q, b, h), k(a.k, b, h), v(a.v, b, h), dy(g.dy, b, h);
-  const AttentionMask mask(a.mask);
+  const AttentionMask mask(a.mask, item, length);
   Accumulator<T, G> out;
   const int64_t begin = which == Output::dq ? 0 : own0, end = which == Output::dq ? own0 + 1 : length;
   for (int64_t other0 = begin; other0 < end; other0 += tile) {
@@ -216,7 +216,7 @@ __global__ void __launch_bounds__(threads, least_blocks<T>)
       const bool inside = i < length;
       const T lse = inside ? a.lse[(b * length + i) * a.size.H + h] : T(0);
       const T own = inside && which != Output::dv ? g.delta[item * length + i] : T(0);
-      const uint32_t kept = a.drops && inside ? mask.kept_from((item * length + i) * length + j) : 15u;
+      const uint32_t kept = a.drops && inside ? mask.kept4(i, j) : 15u;
       const T keep = a.drops ? T(a.mask.keep_scale) : T(1);
 #pragma unroll
       for (int c = 0; c < 4; ++c) {

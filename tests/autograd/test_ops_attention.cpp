@@ -37,7 +37,11 @@ Naive naive_attention(Context& ctx, const Tensor& q, const Tensor& k, const Tens
         out.lse[size_t((b * T + i) * H + h)] = largest + std::log(sum);
         for (int64_t j = 0; j <= i; ++j) {
           double p = std::exp(s[size_t(j)] - largest) / sum;
-          if (dropout > 0) p *= mask.factor<double>(((b * H + h) * T + i) * T + j);
+          if (dropout > 0) {
+            const Philox4 w = mask.words(mask.weight_block(b * H + h, i, j, mask.weight_blocks(T)));
+            const int half = mask.weight_half(i, j);
+            p *= mask.keeps(w.x[half / 2], half % 2) ? mask.keep_scale : 0;
+          }
           for (int64_t c = 0; c < P; ++c)
             out.y[size_t(((b * T + i) * H + h) * P + c)] += p * V[size_t(((b * T + j) * H + h) * P + c)];
         }

@@ -147,6 +147,14 @@ inline float __uint_as_float(unsigned u) {
   return x;
 }
 inline float __int_as_float(int i) { return __uint_as_float(static_cast<unsigned>(i)); }
+/// Byte i of the result is byte (selector >> 4 i) & 7 of (b, a).
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
+  const uint64_t bytes = uint64_t{b} << 32 | a;
+  unsigned result = 0;
+  for (unsigned i = 0; i < 4; ++i)
+    result |= static_cast<unsigned>(bytes >> 8 * (selector >> 4 * i & 7) & 0xFF) << 8 * i;
+  return result;
+}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
