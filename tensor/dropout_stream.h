@@ -15,6 +15,8 @@
 
 namespace eigentrace {
 
+constexpr int dropout_rounds = 7;
+
 struct DropoutStream {
   const int64_t* state;  ///< (seed, step), on the device: a replayed step reads the step of the day
   uint32_t op, threshold;
@@ -23,7 +25,29 @@ struct DropoutStream {
   /// The top bit of the counter keeps masks apart from every host stream of the same seed (Rng counts up from
   /// 0).
   ET_HD static Philox4 words(uint64_t seed, uint64_t step_op, int64_t block) {
-    return philox<7>(seed, step_op, static_cast<uint64_t>(block) | uint64_t{1} << 63);
+    return philox<dropout_rounds>(seed, step_op, static_cast<uint64_t>(block) | uint64_t{1} << 63);
+  }
+  /// Several calls, round by round (tensor/rng.h has the equations): the rounds' keys are made once.
+  template <int n>
+  ET_HD static void words(uint64_t seed, uint64_t step_op, const int64_t (&block)[n], Philox4 (&w)[n]) {
+    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      const uint64_t low = static_cast<uint64_t>(block[i]) | uint64_t{1} << 63;
+      w[i] = {{static_cast<uint32_t>(low), static_cast<uint32_t>(low >> 32), static_cast<uint32_t>(step_op),
+               static_cast<uint32_t>(step_op >> 32)}};
+    }
+#pragma unroll
+    for (int round = 0; round < dropout_rounds; ++round) {
+#pragma unroll
+      for (int i = 0; i < n; ++i) {
+        const uint64_t p0 = static_cast<uint64_t>(0xD2511F53u) * w[i].x[0];
+        const uint64_t p1 = static_cast<uint64_t>(0xCD9E8D57u) * w[i].x[2];
+        w[i] = {{static_cast<uint32_t>(p1 >> 32) ^ w[i].x[1] ^ k0, static_cast<uint32_t>(p1),
+                 static_cast<uint32_t>(p0 >> 32) ^ w[i].x[3] ^ k1, static_cast<uint32_t>(p0)}};
+      }
+      k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+    }
   }
   ET_HD Philox4 words(int64_t block) const {
     return words(static_cast<uint64_t>(state[0]), static_cast<uint64_t>(state[1]) << 32 | op, block);
@@ -118,7 +142,14 @@ const T* dropout_factors(const DropoutStream& mask, int64_t start, int64_t n, T*
 #pragma omp simd
   for (int64_t b = 0; b < blocks; ++b) {
     const Philox4 w = local.words(first + b);
-    for (int e = 0; e < 8; ++e) out[8 * b + e] = local.keeps(w.x[e / 2], e % 2) ? keep : T(0);
+    out[8 * b + 0] = local.keeps(w.x[0], 0) ? keep : T(0);
+    out[8 * b + 1] = local.keeps(w.x[0], 1) ? keep : T(0);
+    out[8 * b + 2] = local.keeps(w.x[1], 0) ? keep : T(0);
+    out[8 * b + 3] = local.keeps(w.x[1], 1) ? keep : T(0);
+    out[8 * b + 4] = local.keeps(w.x[2], 0) ? keep : T(0);
+    out[8 * b + 5] = local.keeps(w.x[2], 1) ? keep : T(0);
+    out[8 * b + 6] = local.keeps(w.x[3], 0) ? keep : T(0);
+    out[8 * b + 7] = local.keeps(w.x[3], 1) ? keep : T(0);
   }
   return out + (start & 7);
 }

@@ -6,7 +6,7 @@
 // blocks of keys are those of Milakov and Gimelshein (2018) and Dao et al. (2022). Row i reads nothing of
 // rows after i: masked s enter neither the maximum nor the sum, and masked p are exact zeros, so a change of
 // later inputs changes no bit of y_i or lse_i.
-// CUDA bodies: softmax_attention_scalar.cu and softmax_attention_mma.cuh.
+// CUDA bodies: softmax_attention_scalar.cu, softmax_attention_forward.cuh and softmax_attention_backward.cuh.
 #include "tensor/kernels.h"
 #include "tensor/kernels/softmax_attention_cuda.cuh"
 #include "tensor/row_softmax.h"

@@ -38,13 +38,54 @@ void attention_scalar_backward(const Context& ctx, const AttentionOperands<T>& a
 template <class T>
 void attention_delta(const Context& ctx, const AttentionOperands<T>& a, const AttentionGradients<T>& g);
 
-/// Tensor-core bodies: queries or keys a block.
-constexpr int attention_rows = 128;
-/// Head sizes padded to those of a tensor-core instance, and the blocks of keys whose parts of dq exist at a
-/// time.
+/// How a tensor-core block works: each of `warps` owns 16 · groups queries (forward) or keys (backward), and
+/// together they walk over tiles of `tile` of the other ones, of which the forward pass takes 32 at a time.
+/// dq: `span` tiles a product, `slots` of these in shared memory (2: one barrier less). `resident`: blocks an
+/// SM, which bounds registers.
+struct AttentionShape {
+  int warps, groups, tile, resident, span = 1, slots = 1;
+  constexpr int threads() const { return 32 * warps; }
+  constexpr int rows() const { return 16 * groups * warps; }
+};
+constexpr AttentionShape attention_forward_shape(Precision precision, int N, int P) {
+  const bool half = precision == Precision::bf16;
+  const int two = precision == Precision::tf32x3 ? 1 : 2;  // its fragments take twice the registers
+  if (N <= 32 && P <= 32) return half ? AttentionShape{4, 2, 64, 4} : AttentionShape{8, 1, 64, two};
+  if (N <= 32) return half ? AttentionShape{4, 2, 64, 2} : AttentionShape{8, 1, 32, two};
+  if (P <= 64) return half ? AttentionShape{4, 2, 64, 2} : AttentionShape{8, 1, 32, 1};
+  return half ? AttentionShape{4, 2, 32, 2} : AttentionShape{8, 1, 32, 1};
+}
+constexpr AttentionShape attention_backward_shape(Precision precision, int N, int P) {
+  const bool half = precision == Precision::bf16;
+  const int two = precision == Precision::tf32x3 ? 1 : 2;
+  if (N <= 32 && P <= 32)
+    return half ? AttentionShape{4, 2, 32, 3, 2, 2} : AttentionShape{8, 1, 32, two, 2, 1};
+  if (N <= 32 && precision == Precision::tf32) return {8, 1, 64, 1, 1, 1};
+  if (N <= 32) return half ? AttentionShape{4, 2, 32, 2, 2, 1} : AttentionShape{8, 1, 32, 1, 2, 1};
+  if (P <= 64) return half ? AttentionShape{4, 2, 32, 2, 1, 2} : AttentionShape{8, 1, 32, 1, 1, 1};
+  return half ? AttentionShape{8, 1, 32, 1, 1, 2} : AttentionShape{8, 1, 32, 1, 1, 1};
+}
+/// Elements between the rows of shared memory beyond their content: 4 banks.
+constexpr int attention_pad(Precision precision) { return precision == Precision::bf16 ? 8 : 4; }
+constexpr size_t attention_forward_bytes(const AttentionShape& s, Precision precision, int N, int P) {
+  const int pad = attention_pad(precision);
+  return static_cast<size_t>(precision == Precision::bf16 ? 2 : 4) *
+             static_cast<size_t>(s.rows() * (N + pad) + 2 * s.tile * (N + P + 2 * pad)) +
+         static_cast<size_t>(precision == Precision::bf16 ? 4 * s.tile * (N + P) : 0);
+}
+constexpr size_t attention_backward_bytes(const AttentionShape& s, Precision precision, int N, int P) {
+  const int pad = attention_pad(precision);
+  return static_cast<size_t>(4 * s.tile * ((precision == Precision::bf16 ? N + P : 0) + 6)) +
+         static_cast<size_t>(precision == Precision::bf16 ? 2 : 4) *
+             static_cast<size_t>((s.rows() + 2 * s.tile) * (N + P + 2 * pad) +
+                                 s.slots * s.rows() * (s.span * s.tile + pad));
+}
+
+/// Head sizes padded to those of a tensor-core instance, keys a block of the backward pass, and the blocks of
+/// keys whose parts of dq exist at a time.
 struct AttentionPlan {
   Precision precision = Precision::fp32;
-  int N = 0, P = 0;
+  int N = 0, P = 0, rows = 0;
   int64_t key_blocks = 0;
   bool exists() const { return N > 0; }
 };
@@ -70,33 +111,41 @@ template <class M>
 void attention_mma_backward(const Context& ctx, const AttentionPlan& plan, const AttentionOperands<float>& a,
                             const AttentionGradients<float>& g, const AttentionParts& parts);
 
-/// The mask of one matrix of weights, with the step's state in registers.
+/// The mask of one matrix of weights, with the step's state in registers; whole warps.
 struct AttentionMask {
   uint64_t seed, counter;
   uint32_t threshold;
   int64_t item, blocks;
 
+  AttentionMask() = default;
   __device__ AttentionMask(const DropoutStream& stream, int64_t matrix, int64_t length)
-      : seed(static_cast<uint64_t>(stream.state[0])),
-        counter(static_cast<uint64_t>(stream.state[1]) << 32 | stream.op),
-        threshold(stream.threshold),
+      : seed(__shfl_sync(0xFFFFFFFFu, static_cast<uint64_t>(stream.state[0]), 0)),  // the compiler sees that
+        counter(__shfl_sync(0xFFFFFFFFu, static_cast<uint64_t>(stream.state[1]), 0)
+                    << 32 |  // it is one for all
+                stream.op),
+        threshold(stream.threshold << 16),
         item(matrix),
         blocks(DropoutStream::weight_blocks(length)) {}
   /// The call that decides on rows i, i + 8 and columns j, j + 1, j + 8, j + 9 of a block of 16 × 16.
-  __device__ Philox4 words(int64_t i, int64_t j) const {
-    return DropoutStream::words(seed, counter, DropoutStream::weight_block(item, i, j, blocks));
+  __device__ int64_t block(int64_t i, int64_t j) const {
+    return DropoutStream::weight_block(item, i, j, blocks);
   }
-  __device__ bool keeps_low(uint32_t word) const { return (word & 0xFFFFu) >= threshold; }
-  __device__ bool keeps_high(uint32_t word) const { return word >> 16 >= threshold; }
+  __device__ Philox4 words(int64_t b) const { return DropoutStream::words(seed, counter, b); }
+  /// Several calls at a time, round by round: their keys are made once.
+  template <int n>
+  __device__ void words(Philox4 (&w)[n], const int64_t (&b)[n]) const {
+    DropoutStream::words(seed, counter, b, w);
+  }
+  __device__ bool keeps(uint32_t word, int half) const { return (half ? word : word << 16) >= threshold; }
   /// Bit u: (i, j + u) is kept, u = 0…3; j a multiple of 4.
   __device__ uint32_t kept4(int64_t i, int64_t j) const {
     uint32_t bits = 0;
 #pragma unroll
     for (int u = 0; u < 2; ++u) {
-      const Philox4 w = words(i, j + 2 * u);
+      const Philox4 w = words(block(i, j + 2 * u));
       const uint32_t near = i & 8 ? w.x[1] : w.x[0], far = i & 8 ? w.x[3] : w.x[2];
       const uint32_t word = j & 8 ? far : near;
-      bits |= (uint32_t{keeps_low(word)} | uint32_t{keeps_high(word)} << 1) << 2 * u;
+      bits |= (uint32_t{keeps(word, 0)} | uint32_t{keeps(word, 1)} << 1) << 2 * u;
     }
     return bits;
   }

@@ -31,7 +31,8 @@ using AttentionResults = float[4];
 
 struct AttentionBf16 {
   using Element = uint16_t;
-  static constexpr int pad = 8, forward_blocks = 2;
+  static constexpr Precision precision = Precision::bf16;
+  static constexpr int pad = 8;
   struct Fragment {
     uint32_t x[4];
   };
@@ -149,7 +150,8 @@ __device__ __forceinline__ void attention_mma_tf32(AttentionResults& d0, Attenti
 /// Elements are rounded when they are put into shared memory.
 struct AttentionTf32 {
   using Element = float;
-  static constexpr int pad = 4, forward_blocks = 2;
+  static constexpr Precision precision = Precision::tf32;
+  static constexpr int pad = 4;
   using Fragment = AttentionFloats;
 
   __device__ static float rounded(float x) { return __uint_as_float(to_tf32(x)); }
@@ -182,9 +184,11 @@ struct AttentionTf32 {
 /// x = big + small, both TF32; products big·small + small·big + big·big.
 struct AttentionTf32x3 {
   using Element = float;
-  static constexpr int pad = 4, forward_blocks = 1;
+  static constexpr Precision precision = Precision::tf32x3;
+  static constexpr int pad = 4;
   struct Fragment {
     uint32_t big[8], small[8];
+    Fragment() = default;
     __device__ explicit Fragment(const AttentionFloats& f) {
 #pragma unroll
       for (int i = 0; i < 8; ++i) {

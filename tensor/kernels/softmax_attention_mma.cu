@@ -9,32 +9,19 @@ namespace {
 constexpr int64_t most_part_elements = int64_t{1} << (cuda_is_emulated() ? 14 : 27);
 
 struct Instance {
-  int N, P, keys, queries;
+  int N, P;
 };
-constexpr Instance instances[] = {  // in the order of their cost
-    {16, 32, 64, 64},
-    {32, 32, 64, 64},
-    {64, 64, 64, 64},
-    {16, 128, 32, 64},
-    {128, 128, 32, 32}};
-
-bool fits(const Instance& x, Precision precision, int64_t limit) {
-  const int64_t bytes = precision == Precision::bf16 ? 2 : 4, pad = precision == Precision::bf16 ? 8 : 4;
-  const int64_t forward = bytes * ((attention_rows + x.keys) * (x.N + pad) + x.keys * (x.P + pad));
-  const int64_t backward =
-      bytes * ((attention_rows + x.queries) * (x.N + x.P + 2 * pad) + attention_rows * (x.queries + pad)) +
-      8 * x.queries;
-  return forward <= limit && backward <= limit;
-}
+constexpr Instance instances[] = {
+    {16, 32}, {32, 32}, {64, 64}, {16, 128}, {128, 128}};  // in the order of cost
 
 /// dq = scale Σ parts of one launch's blocks of keys, in their order; added to dq after the first launch.
 __global__ void attention_sum_kernel(AttentionOperands<float> a, Heads<float> dq, AttentionParts parts,
-                                     int width) {
+                                     int width, int rows, float factor) {
   const int64_t pieces = (a.size.N + 3) / 4, items = a.size.B * a.size.H;
   const int64_t e = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (e >= items * a.size.T * pieces) return;
   const int64_t column = e % pieces * 4, i = e / pieces % a.size.T, item = e / pieces / a.size.T;
-  const int64_t last = i / attention_rows - parts.first_block;
+  const int64_t last = i / rows - parts.first_block;
   if (last < 0) return;
   const int64_t blocks = last + 1 < parts.blocks ? last + 1 : parts.blocks;
   float sum[4] = {};
@@ -47,7 +34,7 @@ __global__ void attention_sum_kernel(AttentionOperands<float> a, Heads<float> dq
   float* to = dq.data + item / a.size.H * dq.batch + item % a.size.H * dq.head + i * dq.time + column;
 #pragma unroll
   for (int u = 0; u < 4; ++u)
-    if (column + u < a.size.N) to[u] = (parts.first_block > 0 ? to[u] : 0.0f) + a.scale * sum[u];
+    if (column + u < a.size.N) to[u] = (parts.first_block > 0 ? to[u] : 0.0f) + factor * sum[u];
 }
 
 }  // namespace
@@ -59,13 +46,17 @@ AttentionPlan attention_plan(const Context& ctx, const Tensor& q, const Tensor& 
     return {};
   int limit = 0;
   ET_CUDA(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, ctx.device().index));
-  for (const Instance& x : instances)
-    if (q.dim(3) <= x.N && v.dim(3) <= x.P && fits(x, precision, limit)) {
-      const int64_t blocks = (T + attention_rows - 1) / attention_rows;
-      const int64_t part = std::max<int64_t>(q.dim(0) * q.dim(2) * T * x.N, 1);
-      return {precision, x.N, x.P,
-              std::clamp<int64_t>(most_part_elements / part, 1, std::max<int64_t>(blocks, 1))};
-    }
+  for (const Instance& x : instances) {
+    const AttentionShape forward = attention_forward_shape(precision, x.N, x.P),
+                         backward = attention_backward_shape(precision, x.N, x.P);
+    const size_t bytes = std::max(attention_forward_bytes(forward, precision, x.N, x.P),
+                                  attention_backward_bytes(backward, precision, x.N, x.P));
+    if (q.dim(3) > x.N || v.dim(3) > x.P || bytes > static_cast<size_t>(limit)) continue;
+    const int rows = backward.rows();
+    const int64_t part = std::max<int64_t>(q.dim(0) * q.dim(2) * T * x.N, 1);
+    return {precision, x.N, x.P, rows,
+            std::clamp<int64_t>(most_part_elements / part, 1, std::max<int64_t>((T + rows - 1) / rows, 1))};
+  }
   return {};
 }
 
@@ -83,8 +74,9 @@ void attention_tensor_cores(const Context& ctx, const AttentionPlan& plan,
 void attention_tensor_cores_backward(const Context& ctx, const AttentionPlan& plan,
                                      const AttentionOperands<float>& a, const AttentionGradients<float>& g,
                                      float* data) {
-  const int64_t blocks = (a.size.T + attention_rows - 1) / attention_rows;
+  const int64_t blocks = (a.size.T + plan.rows - 1) / plan.rows;
   const int64_t pieces = a.size.B * a.size.H * a.size.T * ((a.size.N + 3) / 4);
+  const float factor = a.drops ? a.scale * static_cast<float>(a.mask.keep_scale) : a.scale;
   for (int64_t first = 0; first < blocks; first += plan.key_blocks) {
     const AttentionParts parts{data, static_cast<int>(first),
                                static_cast<int>(std::min(plan.key_blocks, blocks - first))};
@@ -94,7 +86,9 @@ void attention_tensor_cores_backward(const Context& ctx, const AttentionPlan& pl
       attention_mma_backward<AttentionTf32>(ctx, plan, a, g, parts);
     else
       attention_mma_backward<AttentionTf32x3>(ctx, plan, a, g, parts);
-    if (g.wants_q) launch(ctx, attention_sum_kernel, blocks_for(pieces, 256), 256, 0, a, g.dq, parts, plan.N);
+    if (g.wants_q)
+      launch(ctx, attention_sum_kernel, blocks_for(pieces, 256), 256, 0, a, g.dq, parts, plan.N, plan.rows,
+             factor);
   }
 }
 

@@ -7,7 +7,7 @@
 // keys; dk, dv over tiles of queries; each recomputes s (and dy·v), so nothing is summed between blocks: 3(N
 // + P) + 2N products a pair instead of the least 3N + 2P, and the same bits every time. Floor in float32 (51
 // TFLOP/s), CIFAR (B·H 200, T 1024, N 16, P 128): 30 GFLOP forward, 97 backward: 0.6 and 1.9 ms.
-#include "tensor/kernels/softmax_attention_cuda.cuh"
+#include "tensor/kernels/softmax_attention_delta.cuh"
 #include "tensor/math.h"
 
 #ifdef EIGENTRACE_WITH_CUDA
@@ -246,32 +246,6 @@ __global__ void __launch_bounds__(threads, least_blocks<T>)
   out.store(to, own0, length, c0, columns, one);
 }
 
-/// `lanes` lanes a row, 4 elements each at a time; block y: batch entry.
-template <class T, int lanes>
-__global__ void attention_delta_kernel(AttentionOperands<T> a, AttentionGradients<T> g, bool vectors) {
-  const unsigned H = static_cast<unsigned>(a.size.H), lane = threadIdx.x % lanes;
-  const unsigned row = blockIdx.x * (threads / lanes) + threadIdx.x / lanes, i = row / H, h = row % H;
-  for (int64_t b = blockIdx.y; b < a.size.B; b += gridDim.y) {
-    T sum = 0;
-    if (i < a.size.T) {
-      const RowsOf<T> y(a.y, b, h), dy(g.dy, b, h);
-      const T *u = y.data + i * y.stride, *v = dy.data + i * dy.stride;
-      for (int64_t p = 4 * lane; p < a.size.P; p += 4 * lanes) {
-        if (vectors) {
-          const Four<T> x = four(u + p), z = four(v + p);
-#pragma unroll
-          for (int c = 0; c < 4; ++c) sum += x.x[c] * z.x[c];
-        } else {
-          for (int64_t c = p; c < p + 4 && c < a.size.P; ++c) sum += u[c] * v[c];
-        }
-      }
-    }
-#pragma unroll
-    for (int m = lanes / 2; m > 0; m /= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, m);
-    if (lane == 0 && i < a.size.T) g.delta[(b * a.size.H + h) * a.size.T + i] = sum;
-  }
-}
-
 /// Columns an output block takes: 64 or 128.
 template <class Body>
 void with_groups(int64_t columns, Body&& body) {
@@ -302,10 +276,11 @@ void attention_delta(const Context& ctx, const AttentionOperands<T>& a, const At
     return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && (x.batch % 4 | x.time % 4 | x.head % 4) == 0;
   };
   const bool vectors = whole(a.y) && whole(g.dy) && a.size.P % 4 == 0;
-  const unsigned batch = static_cast<unsigned>(std::min<int64_t>(a.size.B, 65535));
   const auto run = [&]<int lanes>() {
     launch(ctx, attention_delta_kernel<T, lanes>,
-           dim3(blocks_for(a.size.T * a.size.H, threads / lanes), batch), threads, 0, a, g, vectors);
+           dim3(blocks_for(a.size.T * a.size.H, attention_delta_threads / lanes * attention_delta_rows),
+                static_cast<unsigned>(a.size.B)),
+           attention_delta_threads, 0, a, g, vectors);
   };
   if (a.size.P <= 64) return run.template operator()<8>();
   run.template operator()<32>();

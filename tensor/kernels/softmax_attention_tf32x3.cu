@@ -1,6 +1,7 @@
 // Softmax attention's tensor-core kernels with tf32x3 products: a file of its own, so that it compiles beside
 // the others.
-#include "tensor/kernels/softmax_attention_mma.cuh"
+#include "tensor/kernels/softmax_attention_backward.cuh"
+#include "tensor/kernels/softmax_attention_forward.cuh"
 
 #ifdef EIGENTRACE_WITH_CUDA
 namespace eigentrace::kernels {

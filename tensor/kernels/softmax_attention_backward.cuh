@@ -1,0 +1,240 @@
+#pragma once
+// Softmax attention on tensor cores, backward. Equations: softmax_attention.cu.
+//
+// A block owns 16 · groups keys a warp and walks over tiles of queries with everything transposed: dpᵀ = v
+// dyᵀ, sᵀ = k qᵀ, then pᵀ and dsᵀ are left operands of dv += pᵀ dy and dk += dsᵀ q from registers, and ds
+// goes through shared memory once for dq = ds k, `span` tiles at a time. dq of a tile is written for each
+// block of keys on its own and summed by attention_sum_kernel in order: one exponential and one mask a pair,
+// the least number of products (3N + 2P), no atomics.
+//
+// Floor (H200). CIFAR (200, 1024, N 16, P 128), bf16: 64 GFLOP = 105 µs at mma.sync's rate; operands 0.47 GB
+// = 112 µs; shared memory, which v, dy and dyᵀ cross for every 32 × 32 pairs, 100 µs. Measured 400 µs (+ 56
+// delta, 25 sum): two warps a scheduler; waits for the instruction before 31 %, for shared memory 20 %,
+// barriers 10 %. IMDB (24, 4096, 16, 32), dropout: 45 GFLOP = 75 µs, 201 M exponentials = 56 µs; measured 392
+// µs, bound by instructions, masks a third of them. MQAR (64, 512, 128, 128): 88 µs.
+#include "tensor/kernels/softmax_attention_mma.cuh"
+
+#ifdef EIGENTRACE_WITH_CUDA
+namespace eigentrace::kernels {
+
+/// dq of `columns` queries from i0 on out of ds [key][query] and k [key][N] in shared memory, keys from j0
+/// on; rows of `to` (row i0 its first) at or after `length` are not written.
+template <class M, int N, int rows, int columns, int warps>
+__device__ __forceinline__ void attention_dq(float* to, const typename M::Element* ds_s,
+                                             const typename M::Element* k_s, int i0, int j0, int length) {
+  constexpr int np = N + M::pad, sp = columns + M::pad;
+  constexpr int row_pieces = columns / 16, column_pieces = N / 16, each = row_pieces * column_pieces / warps;
+  constexpr int shared = each < 1 ? 1 : each < row_pieces ? each : row_pieces;  // of one right operand
+  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+  for (int u = static_cast<int>(threadIdx.x) / 32; u < row_pieces / shared * column_pieces; u += warps) {
+    const int row = u % (row_pieces / shared) * 16 * shared, column = u / (row_pieces / shared) * 16;
+    if (i0 + row >= length) continue;
+    const int seen = i0 + row + 16 * shared - j0, end = seen < rows ? seen : rows;  // later keys have no part
+    float d[shared][2][4] = {};
+#pragma unroll 4
+    for (int key = 0; key < end; key += 16) {
+      const auto right = M::load_columns(k_s + key * np + column, np);
+#pragma unroll
+      for (int m = 0; m < shared; ++m)
+        M::mma(d[m][0], d[m][1], M::load_transposed(ds_s + key * sp + row + 16 * m, sp), right);
+    }
+#pragma unroll
+    for (int m = 0; m < shared; ++m)
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int i = row + 16 * m + g + 8 * r;
+        float* p = to + i * N + column + 2 * t;
+        if (i0 + i >= length) continue;
+        *reinterpret_cast<float2*>(p) = make_float2(d[m][0][2 * r], d[m][0][2 * r + 1]);
+        *reinterpret_cast<float2*>(p + 8) = make_float2(d[m][1][2 * r], d[m][1][2 * r + 1]);
+      }
+  }
+}
+
+template <class M, int N, int P, bool drops>
+__global__ void __launch_bounds__(AttentionShapes<M, N, P>::backward.threads(),
+                                  AttentionShapes<M, N, P>::backward.resident)
+    attention_mma_backward_kernel(AttentionOperands<float> a, AttentionGradients<float> grad,
+                                  AttentionAccess access, AttentionParts parts) {
+  using Element = typename M::Element;
+  constexpr AttentionShape shape = AttentionShapes<M, N, P>::backward;
+  constexpr int threads = shape.threads(), rows = shape.rows(), groups = shape.groups, queries = shape.tile;
+  constexpr int own_rows = 16 * groups, tiles = queries / 8, columns = shape.span * queries;
+  constexpr int np = N + M::pad, pp = P + M::pad, sp = columns + M::pad;
+  constexpr int part = N <= 64 ? 2 : tiles;  // of s at a time: registers, or independent products
+  static_assert(rows % columns == 0 && queries <= threads);
+  auto* raw_stats = dynamic_shared<float>();
+  auto *raw_q = raw_stats + 6 * queries, *raw_dy = raw_q + queries * N;
+  auto* stats_s = reinterpret_cast<float2*>(raw_stats + 2 * queries);  // lse log₂e, delta
+  auto* k_s = reinterpret_cast<Element*>(sizeof(Element) == 4 ? raw_q : raw_dy + queries * P);
+  auto *v_s = k_s + rows * np, *q_s = v_s + rows * pp, *dy_s = q_s + 2 * queries * np,
+       *ds_s = dy_s + 2 * queries * pp;
+  const int length = static_cast<int>(a.size.T);
+  const AttentionTurn at(a.size.B * a.size.H, parts.blocks);
+  const int64_t b = at.item / a.size.H, h = at.item % a.size.H;
+  const AttentionRows q(a.q, b, h, length, a.size.N, access.q), k(a.k, b, h, length, a.size.N, access.k),
+      v(a.v, b, h, length, a.size.P, access.v), dy(grad.dy, b, h, length, a.size.P, access.dy);
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int g = lane / 4, t = lane % 4;
+  const int own = attention_own(warp) * own_rows;
+  const int j0 = (parts.first_block + at.turn) * rows, first = j0 + own;
+  const float factor = a.scale * 1.44269504f, keep = drops ? static_cast<float>(a.mask.keep_scale) : 1.0f;
+  float* const dq_part = parts.data + (at.turn * a.size.B * a.size.H + at.item) * length * N;
+
+  const AttentionMask mask = drops ? AttentionMask(a.mask, at.item, length) : AttentionMask();
+  const int64_t mask_block = drops ? mask.block(2 * t + g % 2, first + g / 2 * 2) : 0;
+
+  using CopyQ = AttentionCopy<M, queries, N, threads>;
+  using CopyDy = AttentionCopy<M, queries, P, threads>;
+  const auto start = [&](int i0, int slot) {
+    CopyQ::start(raw_q, q_s + slot * queries * np, q, i0);
+    CopyDy::start(raw_dy, dy_s + slot * queries * pp, dy, i0);
+    if (threadIdx.x < queries) {
+      const int i = i0 + static_cast<int>(threadIdx.x);
+      float* to = raw_stats + 2 * threadIdx.x;
+      copy_async_4(to, a.lse + (b * length + i) * a.size.H + h, i < length);
+      copy_async_4(to + 1, grad.delta + at.item * length + i, i < length);
+    }
+    copy_commit();
+  };
+  // Rows after the last: p = 2^−∞. With dropout ds is keep p (m dp − delta / keep): keep enters at the end.
+  const float fewer = 1.0f / keep;
+  const auto finish = [&](int i0, int slot) {
+    copy_wait<0>();
+    CopyQ::finish(raw_q, q_s + slot * queries * np);
+    CopyDy::finish(raw_dy, dy_s + slot * queries * pp);
+    if (threadIdx.x < queries) {
+      const float* from = raw_stats + 2 * threadIdx.x;
+      stats_s[slot * queries + static_cast<int>(threadIdx.x)] =
+          i0 + static_cast<int>(threadIdx.x) < length ? make_float2(from[0] * 1.44269504f, from[1] * fewer)
+                                                      : make_float2(INFINITY, 0);
+    }
+  };
+  start(j0, 0);
+  attention_stage<M, rows, N, threads>(k_s, k, j0);
+  attention_stage<M, rows, P, threads>(v_s, v, j0);
+
+  float dk[groups][N / 8][4] = {}, dv[groups][P / 8][4] = {};
+  // dq of the `span` tiles up to the one that begins at i0
+  const auto add_dq = [&](int i0, int group) {
+    const int begin = i0 - (i0 - j0) % columns;
+    attention_dq<M, N, rows, columns, shape.warps>(dq_part + int64_t{begin} * N,
+                                                   ds_s + (shape.slots == 2 ? group % 2 : 0) * rows * sp, k_s,
+                                                   begin, j0, length);
+  };
+  int i0 = j0;
+  for (int n = 0; i0 < length; i0 += queries, ++n) {
+    const int now = n % 2, group = n / shape.span, place = n % shape.span;
+    finish(i0, now);
+    __syncthreads();  // this tile is there, and nobody reads the one before the last
+    const bool more = i0 + queries<length, sees = i0 + queries> first;
+    if (more) start(i0 + queries, now ^ 1);
+    if (shape.slots == 2 && grad.wants_q && n > 0 && place == 0) add_dq(i0 - queries, group - 1);
+    const Element *q_now = q_s + now * queries * np, *dy_now = dy_s + now * queries * pp;
+    const float2* stats_now = stats_s + now * queries;
+    typename M::Fragment p_left[groups][tiles / 2], ds_left[groups][tiles / 2];
+    if (sees) {
+      float d[groups][tiles][4] = {};
+      attention_row_products<M, P>(d, v_s + own * pp, dy_now);
+      Element* const ds_to =
+          ds_s + (shape.slots == 2 ? group % 2 : 0) * rows * sp + own * sp + place * queries;
+#pragma unroll
+      for (int c0 = 0; c0 < tiles; c0 += part) {
+        float s[groups][part][4] = {};
+        attention_row_products<M, N>(s, k_s + own * np, q_now + 8 * c0 * np);
+#pragma unroll
+        for (int c = c0; c < c0 + part; ++c) {
+          const float4 stats = *reinterpret_cast<const float4*>(stats_now + 8 * c + 2 * t);
+#pragma unroll
+          for (int m = 0; m < groups; ++m)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+              float& p = s[m][c - c0][e];
+              p = attention_exp2(fmaf(p, factor, -(e % 2 ? stats.z : stats.x)));
+            }
+        }
+        if (i0 < first + own_rows - 1) {
+#pragma unroll
+          for (int m = 0; m < groups; ++m)
+#pragma unroll
+            for (int c = c0; c < c0 + part; ++c)
+#pragma unroll
+              for (int e = 0; e < 4; ++e)
+                if (first + 16 * m + g + e / 2 * 8 > i0 + 8 * c + 2 * t + e % 2) s[m][c - c0][e] = 0;
+        }
+#pragma unroll
+        for (int c = c0; c < c0 + part; c += 2) {
+          Philox4 w[groups];
+          if constexpr (drops) {
+            int64_t block[groups];
+#pragma unroll
+            for (int m = 0; m < groups; ++m) block[m] = mask_block + (i0 + 8 * c) * 2 * mask.blocks + 32 * m;
+            mask.words(w, block);
+          }
+#pragma unroll
+          for (int m = 0; m < groups; ++m) {
+            uint32_t words[4] = {};
+            if constexpr (drops) attention_transpose(words, w[m]);
+#pragma unroll
+            for (int x = 0; x < 2; ++x) {
+              const float4 stats = *reinterpret_cast<const float4*>(stats_now + 8 * (c + x) + 2 * t);
+#pragma unroll
+              for (int e = 0; e < 4; ++e) {
+                float &p = s[m][c - c0 + x][e], &ds = d[m][c + x][e];
+                const bool kept = !drops || mask.keeps(words[2 * x + e / 2], e % 2);
+                ds = p * ((kept ? ds : 0.0f) - (e % 2 ? stats.w : stats.y));
+                if (drops) p = kept ? p : 0.0f;
+              }
+              if (grad.wants_q)
+#pragma unroll
+                for (int r = 0; r < 2; ++r)
+                  M::put(ds_to + (16 * m + g + 8 * r) * sp + 8 * (c + x) + 2 * t, d[m][c + x][2 * r],
+                         d[m][c + x][2 * r + 1]);
+            }
+            p_left[m][c / 2] = M::from(s[m][c - c0], s[m][c - c0 + 1]);
+            ds_left[m][c / 2] = M::from(d[m][c], d[m][c + 1]);
+          }
+        }
+      }
+    }
+    if (sees) {
+      if (grad.wants_k) attention_add_rows<M, N>(dk, ds_left, q_now);
+      if (grad.wants_v) attention_add_rows<M, P>(dv, p_left, dy_now);
+    }
+    if (shape.slots == 1 && grad.wants_q && (!more || place == shape.span - 1)) {
+      __syncthreads();
+      add_dq(i0, group);
+    }
+  }
+  if (shape.slots == 2 && grad.wants_q) {
+    __syncthreads();
+    add_dq(i0 - queries, (i0 - queries - j0) / columns);
+  }
+  const AttentionRows to_k(grad.dk, b, h, length, a.size.N, access.dk),
+      to_v(grad.dv, b, h, length, a.size.P, access.dv);
+  const float scale = a.scale * keep;
+#pragma unroll
+  for (int m = 0; m < groups; ++m)
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int j = first + 16 * m + g + 8 * r;
+      if (grad.wants_k) to_k.store(j, dk[m], 2 * r, scale);
+      if (grad.wants_v) to_v.store(j, dv[m], 2 * r, keep);
+    }
+}
+
+template <class M>
+void attention_mma_backward(const Context& ctx, const AttentionPlan& plan, const AttentionOperands<float>& a,
+                            const AttentionGradients<float>& g, const AttentionParts& parts) {
+  with_attention_sizes(plan, [&]<int N, int P>() {
+    constexpr AttentionShape shape = AttentionShapes<M, N, P>::backward;
+    launch(ctx,
+           a.drops ? attention_mma_backward_kernel<M, N, P, true>
+                   : attention_mma_backward_kernel<M, N, P, false>,
+           static_cast<unsigned>(a.size.B * a.size.H * parts.blocks), shape.threads(),
+           attention_backward_bytes(shape, M::precision, N, P), a, g, access_of(a, g), parts);
+  });
+}
+
+}  // namespace eigentrace::kernels
+#endif
