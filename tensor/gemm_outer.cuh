@@ -31,46 +31,48 @@ struct OuterProduct {
 
 /// Where 16-byte piece `piece` of row k of a tile lies, in floats.
 __device__ __forceinline__ int outer_address(int k, int piece) {
-  return k * outer_tile + (piece ^ (k & 3) * 2) * 4;
+  return k * outer_tile + (piece ^ (k & 7)) * 4;
 }
 
-/// What a thread copies of each tile of an operand: the same 16 bytes of every fourth row.
+/// What a thread copies of each tile of an operand: of one row every fourth piece, so that all addresses but
+/// two are constants apart. Eight lanes side by side have rows four apart, which meet no bank twice.
 struct OuterCopy {
-  static constexpr int per_row = outer_tile / 4, stride = outer_threads / per_row;
-  static constexpr int copies = outer_depth / stride;
+  static constexpr int copies = outer_tile / 16;
   const float* from;
   int64_t step;
-  int to, bytes;
+  int row, left, to[2];  // left: columns from the first on; to: of even copies and of odd ones
 
   __device__ OuterCopy(const float* data, int64_t ld, int k0, int column0, int columns) {
-    const int piece = static_cast<int>(threadIdx.x) % per_row, row = static_cast<int>(threadIdx.x) / per_row;
-    const int column = column0 + 4 * piece;
-    to = outer_address(row, piece);
-    bytes = column >= columns ? 0 : columns - column >= 4 ? 16 : 4 * (columns - column);
-    from = data + (k0 + row) * ld + (bytes > 0 ? column : 0);
-    step = stride * ld;
+    const int group = static_cast<int>(threadIdx.x) / 4, piece = static_cast<int>(threadIdx.x) % 4;
+    row = group / 8 * 8 + group % 8 / 2 + group % 2 * 4;
+    from = data + (k0 + row) * ld + column0 + 4 * piece;
+    step = outer_depth * ld;
+    left = columns - column0 - 4 * piece;
+    to[0] = outer_address(row, piece), to[1] = outer_address(row, piece + 4) - 16;
   }
-  /// The next tile, of which `left` rows exist; the rest becomes zero. `any`: an address that may be named.
-  __device__ void careful(float* tile, const float* any, int left) {
+  /// The next tile, of which `rows` rows exist; the rest becomes zero. `any`: an address that may be named.
+  __device__ void careful(float* tile, const float* any, int rows) {
 #pragma unroll
-    for (int n = 0; n < copies; ++n, from += step) {
-      const bool exists = static_cast<int>(threadIdx.x) / per_row + n * stride < left;
-      copy_async_part(tile + to + n * stride * outer_tile, exists ? from : any, exists ? bytes : 0);
+    for (int n = 0; n < copies; ++n) {
+      const int valid = row < rows ? left - 16 * n : 0;
+      const int bytes = valid >= 4 ? 16 : valid > 0 ? 4 * valid : 0;
+      copy_async_part(tile + to[n % 2] + 16 * n, bytes > 0 ? from + 16 * n : any, bytes);
     }
+    from += step;
   }
   /// A quarter of the next tile, all of which exists; in order.
   __device__ void quarter(float* tile, int which) {
 #pragma unroll
-    for (int n = which * copies / 4; n < (which + 1) * copies / 4; ++n, from += step)
-      copy_async_16(tile + to + n * stride * outer_tile, from);
+    for (int n = which * 2; n < which * 2 + 2; ++n) copy_async_16(tile + to[n % 2] + 16 * n, from + 16 * n);
+    if (which == 3) from += step;
   }
 };
 
-/// A lane's 16 bytes of rows t and t + 4 from `at` on.
-__device__ __forceinline__ void outer_read(float (&to)[2][4], const float* at) {
+/// A lane's 16 bytes of row t and, `further` on, of row t + 4.
+__device__ __forceinline__ void outer_read(float (&to)[2][4], const float* at, int further) {
 #pragma unroll
   for (int low = 0; low < 2; ++low) {
-    const float4 v = *reinterpret_cast<const float4*>(at + 4 * low * outer_tile);
+    const float4 v = *reinterpret_cast<const float4*>(low == 0 ? at : at + further);
     to[low][0] = v.x, to[low][1] = v.y, to[low][2] = v.z, to[low][3] = v.w;
   }
 }
@@ -106,8 +108,10 @@ inline __global__ void __launch_bounds__(outer_threads, 2)
   float d[4][8][4] = {};
   float *stage = shared, *next = after(shared);
   careful(0, stage), careful(1, next);
-  const int a_at = outer_address(t, g) + warp_row * 64,
-            b_at = outer_address(t, g) + warp_column * 64 + outer_tile_floats;
+  // Lane group g takes this one of eight pieces side by side, which with rows t meets no bank twice.
+  const int taken = g / 2 + g % 2 * 4, at = outer_address(t, taken),
+            further = outer_address(t + 4, taken) - at;
+  const int a_at = at + warp_row * 64, b_at = at + warp_column * 64 + outer_tile_floats;
 #pragma unroll 1
   for (int it = 0; it < depth; ++it) {
     copy_wait<1>();
@@ -119,8 +123,8 @@ inline __global__ void __launch_bounds__(outer_threads, 2)
     const auto read = [&](int k) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        outer_read(a[half], stage + a_at + k * outer_tile + 32 * half);
-        outer_read(b[half], stage + b_at + k * outer_tile + 32 * half);
+        outer_read(a[half], stage + a_at + k * outer_tile + 32 * half, further);
+        outer_read(b[half], stage + b_at + k * outer_tile + 32 * half, further);
       }
     };
     read(0);
@@ -156,13 +160,13 @@ inline __global__ void __launch_bounds__(outer_threads, 2)
   for (int m = 0; m < 4; ++m)
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      const int i = i0 + warp_row * 64 + m / 2 * 32 + 4 * g + m % 2 * 2 + row;
+      const int i = i0 + warp_row * 64 + m / 2 * 32 + 4 * taken + m % 2 * 2 + row;
       if (i >= p.M) continue;
 #pragma unroll
       for (int half = 0; half < 2; ++half)
 #pragma unroll
         for (int side = 0; side < 2; ++side) {
-          const int j = j0 + warp_column * 64 + half * 32 + 8 * t + 4 * side;
+          const int j = j0 + warp_column * 64 + half * 32 + 4 * t + 16 * side;
           float* to = out + static_cast<int64_t>(i) * p.N + j;
           const auto value = [&](int e) { return d[m][4 * half + e][2 * row + side]; };
           if (!wide) {
@@ -181,7 +185,7 @@ inline __global__ void __launch_bounds__(outer_threads, 2)
   for (int i = 0; i < 8; ++i) {
 #pragma unroll
     for (int step = 1; step < 4; step *= 2) sums[i] += __shfl_xor_sync(0xFFFFFFFFu, sums[i], step);
-    if (t == 0) shared[warp_column * outer_tile + warp_row * 64 + i / 4 * 32 + 4 * g + i % 4] = sums[i];
+    if (t == 0) shared[warp_column * outer_tile + warp_row * 64 + i / 4 * 32 + 4 * taken + i % 4] = sums[i];
   }
   __syncthreads();
   const int i = static_cast<int>(threadIdx.x);
