@@ -36,26 +36,32 @@ bool fused(const Var& q, const Var& v) {
 
 Var ssd(const Var& q, const Var& k, const Var& v, const Var& log_a, const Var& w, const Var& skip) {
   Context& ctx = q.ctx();
+  const auto keep = [&] {
+    return q.tape().recording() ? kernels::ssd_kept(ctx, q.value(), v.value(), log_a.value(), w.value())
+                                : Tensor();
+  };
   if (skip.defined() && fused(q, v)) {
     Tensor y = ctx.empty(v.shape(), v.dtype());
-    kernels::ssd_skip(ctx, q.value(), k.value(), v.value(), log_a.value(), w.value(), skip.value(), y);
+    const Tensor kept = keep();
+    kernels::ssd_skip(ctx, q.value(), k.value(), v.value(), log_a.value(), w.value(), skip.value(), y, kept);
     return q.tape().record(Op::ssd, y, {q, k, v, log_a, w, skip}, [=](Backward& b) {
       Tensor dq = b.destination(q.ref()), dk = b.destination(k.ref()), dv = b.destination(v.ref()),
              dlog_a = b.destination(log_a.ref()), dw = b.destination(w.ref()),
              dskip = b.destination(skip.ref());
       kernels::ssd_skip_backward(b.ctx(), q.value(), k.value(), v.value(), log_a.value(), w.value(),
-                                 skip.value(), b.dy(), dq, dk, dv, dlog_a, dw, dskip);
+                                 skip.value(), b.dy(), dq, dk, dv, dlog_a, dw, dskip, kept);
       b.commit(q.ref(), dq), b.commit(k.ref(), dk), b.commit(v.ref(), dv);
       b.commit(log_a.ref(), dlog_a), b.commit(w.ref(), dw), b.commit(skip.ref(), dskip);
     });
   }
   Tensor y = ctx.empty(v.shape(), v.dtype());
-  kernels::ssd(ctx, q.value(), k.value(), v.value(), log_a.value(), w.value(), y);
+  const Tensor kept = keep();
+  kernels::ssd(ctx, q.value(), k.value(), v.value(), log_a.value(), w.value(), y, kept);
   const Var result = q.tape().record(Op::ssd, y, {q, k, v, log_a, w}, [=](Backward& b) {
     Tensor dq = b.destination(q.ref()), dk = b.destination(k.ref()), dv = b.destination(v.ref()),
            dlog_a = b.destination(log_a.ref()), dw = b.destination(w.ref());
     kernels::ssd_backward(b.ctx(), q.value(), k.value(), v.value(), log_a.value(), w.value(), b.dy(), dq, dk,
-                          dv, dlog_a, dw);
+                          dv, dlog_a, dw, kept);
     b.commit(q.ref(), dq), b.commit(k.ref(), dk), b.commit(v.ref(), dv);
     b.commit(log_a.ref(), dlog_a), b.commit(w.ref(), dw);
   });
@@ -104,10 +110,13 @@ Normalised linear_attention(const Var& q, const Var& k, const Var& v) {
   }
   Context& ctx = q.ctx();
   Tensor y = ctx.empty(v.shape(), v.dtype()), log_eta = ctx.empty(v.shape().without(3), v.dtype());
-  kernels::linear_attention(ctx, q.value(), k.value(), v.value(), y, log_eta);
+  Tensor kept;
+  if (q.tape().recording()) kept = kernels::linear_attention_kept(ctx, q.value(), v.value());
+  kernels::linear_attention(ctx, q.value(), k.value(), v.value(), y, log_eta, kept);
   const Var result = q.tape().record(Op::linear_attention, y, {q, k, v}, [=](Backward& b) {
     Tensor dq = b.destination(q.ref()), dk = b.destination(k.ref()), dv = b.destination(v.ref());
-    kernels::linear_attention_backward(b.ctx(), q.value(), k.value(), v.value(), log_eta, b.dy(), dq, dk, dv);
+    kernels::linear_attention_backward(b.ctx(), q.value(), k.value(), v.value(), log_eta, b.dy(), dq, dk, dv,
+                                       kept);
     b.commit(q.ref(), dq), b.commit(k.ref(), dk), b.commit(v.ref(), dv);
   });
   return {result, log_eta};
@@ -121,13 +130,15 @@ Normalised norm_attention(const Var& q, const Var& k, const Var& v, NormFunction
   }
   Context& ctx = q.ctx();
   Tensor y = ctx.empty(v.shape(), v.dtype()), log_eta = ctx.empty(n.shape(), n.dtype());
+  Tensor kept;
+  if (q.tape().recording()) kept = kernels::ssd_kept(ctx, q.value(), v.value(), {}, {});
   kernels::norm_attention(ctx, q.value(), k.value(), v.value(), f, n.value(), offset.value(), scale, y,
-                          log_eta);
+                          log_eta, kept);
   const Var result = q.tape().record(Op::norm_attention, y, {q, k, v, n, offset}, [=](Backward& b) {
     Tensor dq = b.destination(q.ref()), dk = b.destination(k.ref()), dv = b.destination(v.ref()),
            dn = b.destination(n.ref()), doffset = b.destination(offset.ref());
     kernels::norm_attention_backward(b.ctx(), q.value(), k.value(), v.value(), f, n.value(), offset.value(),
-                                     scale, log_eta, b.dy(), dq, dk, dv, dn, doffset);
+                                     scale, log_eta, b.dy(), dq, dk, dv, dn, doffset, kept);
     b.commit(q.ref(), dq), b.commit(k.ref(), dk), b.commit(v.ref(), dv);
     b.commit(n.ref(), dn), b.commit(offset.ref(), doffset);
   });

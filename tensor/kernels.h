@@ -223,26 +223,31 @@ void softmax_attention_backward(Context& ctx, const Tensor& q, const Tensor& k, 
                                 const Tensor& y, const Tensor& lse, const Tensor& dy, double scale,
                                 double dropout, uint32_t op, Tensor& dq, Tensor& dk, Tensor& dv);
 /// S_i = exp(log_a_i) S_{i−1} + w_i k_i v_iᵀ, y_i = q_i S_i; log_a [B, T, H], [H] or undefined, w likewise
-/// [B, T, H]
+/// [B, T, H]; kept: of ssd_kept, or undefined (then the backward pass computes it again)
 void ssd(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_a,
-         const Tensor& w, Tensor& y);
+         const Tensor& w, Tensor& y, const Tensor& kept = {});
 void ssd_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_a,
                   const Tensor& w, const Tensor& dy, Tensor& dq, Tensor& dk, Tensor& dv, Tensor& dlog_a,
-                  Tensor& dw);
+                  Tensor& dw, const Tensor& kept = {});
+/// Step memory for what a forward pass may leave for the backward pass of ssd, ssd_skip and norm_attention
+/// (CUDA: the state before every chunk of 64 steps, and the decays); undefined where a device keeps nothing.
+Tensor ssd_kept(Context& ctx, const Tensor& q, const Tensor& v, const Tensor& log_a, const Tensor& w);
 /// True where what follows exists: float32 on CUDA, N and P up to 128. Elsewhere the same is said with ssd,
 /// a normaliser, or a product and a sum.
 bool attention_is_fused(const Context& ctx, DType dtype, int64_t N, int64_t P);
 /// y_i = q_i S_i + skip v_i, skip [H]
 void ssd_skip(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_a,
-              const Tensor& w, const Tensor& skip, Tensor& y);
+              const Tensor& w, const Tensor& skip, Tensor& y, const Tensor& kept = {});
 void ssd_skip_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_a,
                        const Tensor& w, const Tensor& skip, const Tensor& dy, Tensor& dq, Tensor& dk,
-                       Tensor& dv, Tensor& dlog_a, Tensor& dw, Tensor& dskip);
-/// out_i = q_i Σ_{j≤i} k_jᵀ v_j / η_i, η_i = q_i·Σ_{j≤i} k_j; log_eta dense
+                       Tensor& dv, Tensor& dlog_a, Tensor& dw, Tensor& dskip, const Tensor& kept = {});
+/// out_i = q_i Σ_{j≤i} k_jᵀ v_j / η_i, η_i = q_i·Σ_{j≤i} k_j; log_eta dense; kept as with ssd
 void linear_attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, Tensor& out,
-                      Tensor& log_eta);
+                      Tensor& log_eta, const Tensor& kept = {});
 void linear_attention_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
-                               const Tensor& log_eta, const Tensor& dout, Tensor& dq, Tensor& dk, Tensor& dv);
+                               const Tensor& log_eta, const Tensor& dout, Tensor& dq, Tensor& dk, Tensor& dv,
+                               const Tensor& kept = {});
+Tensor linear_attention_kept(Context& ctx, const Tensor& q, const Tensor& v);
 /// log_eta_i = log(q_i · Σ_{j≤i} k_j), running sums in the element type; q, k [B, T, H, N], log_eta [B, T, H]
 /// dense
 void attention_normaliser(Context& ctx, const Tensor& q, const Tensor& k, Tensor& log_eta);
@@ -263,11 +268,12 @@ void norm_scale_backward(Context& ctx, const Tensor& y, NormFunction f, const Te
 /// norm_scale of ssd without decay, in one op (attention_is_fused): out_i = scale exp(−f(n_i + offset)) q_i
 /// Σ_{j≤i} k_jᵀ v_j
 void norm_attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, NormFunction f,
-                    const Tensor& n, const Tensor& offset, double scale, Tensor& out, Tensor& log_eta);
+                    const Tensor& n, const Tensor& offset, double scale, Tensor& out, Tensor& log_eta,
+                    const Tensor& kept = {});
 void norm_attention_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, NormFunction f,
                              const Tensor& n, const Tensor& offset, double scale, const Tensor& log_eta,
                              const Tensor& dout, Tensor& dq, Tensor& dk, Tensor& dv, Tensor& dn,
-                             Tensor& doffset);
+                             Tensor& doffset, const Tensor& kept = {});
 
 // --- scans and long convolutions (kernels/{diagonal_scan,selective_scan,s4_kernel,fft_convolution,…}.cu)
 // Complex rows are [re, im]: 2N numbers. Outputs of backward kernels may be undefined (not wanted) unless

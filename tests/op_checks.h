@@ -56,11 +56,12 @@ inline double relative_difference(const std::vector<std::vector<double>>& a,
     for (size_t k = 0; k < b[i].size(); ++k) {
       largest = std::max(largest, std::abs(b[i][k]));
       const double d = std::abs(a[i][k] - b[i][k]);
-      difference = d <= difference ? difference : d;
+      if (std::isnan(d)) return INFINITY;
+      difference = std::max(difference, d);
     }
-    worst = difference / largest <= worst ? worst : difference / largest;
+    worst = std::max(worst, difference / largest);
   }
-  return std::isnan(worst) ? INFINITY : worst;
+  return worst;
 }
 
 struct OpTolerance {

@@ -1,21 +1,18 @@
 // Linear and norm attention as one op each, float32 on CUDA, N and P ≤ 128:
 //   out_i = r_i y_i,  y_i = q_i Σ_{j≤i} k_jᵀ v_j;   linear: r_i = 1/η_i, η_i = q_i·Σ_{j≤i} k_j
 //                                                   norm:   r_i = s exp(−f(x_i)), x = n + offset
-// The factor enters the walks of ssd_walk.h, on y's rows and on dout's, so that no pass over [B, T, H, P] is
-// spent on it, nor does anything keep y: what the normaliser's gradient needs is
+// The kernels of ssd_chunks.h make η with y, and its gradient with those of q and k, so that nothing keeps y
+// and no pass over [B, T, H, P] is spent on the normaliser. What its gradient needs is
 //   δ_i = dout_i·y_i = q_i·Σ_{j≤i} (dout_i·v_j) k_j,
 // a row product of dq before its factor.
 //   linear: dη_i = −r_i² δ_i,  dq_i += dη_i Σ_{j≤i} k_j,  dk_j += Σ_{i≥j} dη_i q_i
 //   norm:   dx_i = s g(x_i) δ_i,  doffset = Σ_{b,t} dx
-// Saved against separate ops, forward and backward: five passes over [B, T, H, P] and the sums of two
-// gradients of q and of k.
 #include "tensor/dispatch.h"
 #include "tensor/heads.h"
 #include "tensor/kernels.h"
 #ifdef EIGENTRACE_WITH_CUDA
-#include "tensor/kernels/attention_normaliser_cuda.cuh"
 #include "tensor/kernels/norm_function.h"
-#include "tensor/kernels/ssd_run.cuh"
+#include "tensor/kernels/ssd_fast.cuh"
 #endif
 
 namespace eigentrace::kernels {
@@ -61,12 +58,12 @@ struct NormGradient {
   float scale;
   int64_t steps, H;
   PerStep<const float> n, offset;
-  RowDots dots;
+  const float* delta;
   PerStep<float> dn, each;
   ET_HD void operator()(int64_t i) const {
     const int64_t h = i % H, t = i / H % steps, b = i / H / steps;
     const float x = n.at(b, t, h) + (offset.data ? offset.at(b, t, h) : 0.0f);
-    const float dx = scale * normaliser_slope(f, x) * static_cast<float>(dots.at(i));
+    const float dx = scale * normaliser_slope(f, x) * delta[i];
     if (dn.data) dn.at(b, t, h) = dx;
     if (each.data) each.at(b, t, h) = dx;
   }
@@ -76,55 +73,39 @@ struct NormGradient {
 }  // namespace
 
 void linear_attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, Tensor& out,
-                      Tensor& log_eta) {
+                      Tensor& log_eta, [[maybe_unused]] const Tensor& kept) {
   check("linear_attention", ctx, q, k, v, out, log_eta);
 #ifdef EIGENTRACE_WITH_CUDA
-  attention_normaliser(ctx, q, k, log_eta);
   if (out.numel() == 0) return;
-  WalkExtras extras;
-  extras.output = factor_of(log_eta, 1);
-  run_fast(ctx, {q, k, v, {}, {}, out, {}, {}, {}, {}, {}, {}}, extras, false, [](const RowDots&) {});
+  SsdExtras extras;
+  extras.linear = true, extras.log_eta = log_eta;
+  run_fast(ctx, {q, k, v, {}, {}, out, {}, {}, {}, {}, {}, {}}, extras, kept);
 #endif
 }
 
 void linear_attention_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
-                               const Tensor& log_eta, const Tensor& dout, Tensor& dq, Tensor& dk,
-                               Tensor& dv) {
+                               const Tensor& log_eta, const Tensor& dout, Tensor& dq, Tensor& dk, Tensor& dv,
+                               [[maybe_unused]] const Tensor& kept) {
   check("linear_attention_backward", ctx, dq.defined() ? dq : q, dk.defined() ? dk : k, dv.defined() ? dv : v,
         dout, log_eta);
 #ifdef EIGENTRACE_WITH_CUDA
   if (dout.numel() == 0) return;
-  const int64_t chunks = (q.dim(1) + sums_chunk - 1) / sums_chunk;
-  const Tensor sums = ctx.empty({q.dim(0), q.dim(2), chunks, q.dim(3)}, q.dtype());
-  WalkExtras extras;
-  extras.output = factor_of(log_eta, 1);
-  extras.wants_row_dots = dq.defined() || dk.defined();
-  run_fast(ctx, {q, k, v, {}, {}, {}, dout, dq, dk, dv, {}, {}}, extras, false, [&](const RowDots& dots) {
-    const auto add = [&]<SumsResult result>(const Tensor& x, const Tensor& to) {
-      const SumsOperands<float> s{static_cast<int>(q.dim(1)),
-                                  static_cast<int>(q.dim(2)),
-                                  static_cast<int>(q.dim(3)),
-                                  static_cast<int>(chunks),
-                                  heads_of<float>(x, "linear_attention"),
-                                  heads_of<float>(q, "linear_attention: q"),
-                                  heads_of<float>(to, "linear_attention_backward"),
-                                  PerStep<const float>(log_eta),
-                                  {},
-                                  {},
-                                  sums.data<float>(),
-                                  dots.sums,
-                                  dots.parts,
-                                  dots.part};
-      running_sums<float, result>(ctx, q.dim(0), s);
-    };
-    if (dq.defined()) add.template operator()<SumsResult::scaled>(k, dq);
-    if (dk.defined()) add.template operator()<SumsResult::suffix>(q, dk);
-  });
+  SsdExtras extras;
+  extras.linear = true, extras.row = factor_of(log_eta, 1);
+  run_fast(ctx, {q, k, v, {}, {}, {}, dout, dq, dk, dv, {}, {}}, extras, kept);
 #endif
 }
 
+Tensor linear_attention_kept(Context& ctx, const Tensor& q, const Tensor& v) {
+#ifdef EIGENTRACE_WITH_CUDA
+  if (v.numel() > 0) return fast_kept(ctx, q, v, false, true);
+#endif
+  return (void)ctx, (void)q, (void)v, Tensor();
+}
+
 void norm_attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, NormFunction f,
-                    const Tensor& n, const Tensor& offset, double scale, Tensor& out, Tensor& log_eta) {
+                    const Tensor& n, const Tensor& offset, double scale, Tensor& out, Tensor& log_eta,
+                    [[maybe_unused]] const Tensor& kept) {
   check("norm_attention", ctx, q, k, v, out, log_eta);
   check("norm_attention", ctx, q, k, v, out, n);
 #ifdef EIGENTRACE_WITH_CUDA
@@ -133,9 +114,9 @@ void norm_attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor
     for_each_index(ctx, n.numel(),
                    LogEta{f, n.dim(1), n.dim(2), PerStep<const float>(n), PerStep<const float>(offset),
                           PerStep<float>(log_eta)});
-  WalkExtras extras;
-  extras.output = factor_of(log_eta, scale);
-  run_fast(ctx, {q, k, v, {}, {}, out, {}, {}, {}, {}, {}, {}}, extras, false, [](const RowDots&) {});
+  SsdExtras extras;
+  extras.row = factor_of(log_eta, scale);
+  run_fast(ctx, {q, k, v, {}, {}, out, {}, {}, {}, {}, {}, {}}, extras, kept);
 #else
   (void)f, (void)offset, (void)scale;
 #endif
@@ -144,25 +125,25 @@ void norm_attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor
 void norm_attention_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, NormFunction f,
                              const Tensor& n, const Tensor& offset, double scale, const Tensor& log_eta,
                              const Tensor& dout, Tensor& dq, Tensor& dk, Tensor& dv, Tensor& dn,
-                             Tensor& doffset) {
+                             Tensor& doffset, [[maybe_unused]] const Tensor& kept) {
   check("norm_attention_backward", ctx, dq.defined() ? dq : q, dk.defined() ? dk : k, dv.defined() ? dv : v,
         dout, dn.defined() ? dn : n);
 #ifdef EIGENTRACE_WITH_CUDA
   if (dout.numel() == 0) return;
+  const bool slopes = dn.defined() || doffset.defined();
   const Tensor each = doffset.defined() ? ctx.empty(n.shape(), n.dtype()) : Tensor();
-  WalkExtras extras;
-  extras.output = factor_of(log_eta, scale);
-  extras.wants_row_dots = dn.defined() || doffset.defined();
-  run_fast(ctx, {q, k, v, {}, {}, {}, dout, dq, dk, dv, {}, {}}, extras, false, [&](const RowDots& dots) {
-    if (!extras.wants_row_dots) return;
-    for_each_index(
-        ctx, n.numel(),
-        NormGradient{f, static_cast<float>(scale), n.dim(1), n.dim(2), PerStep<const float>(n),
-                     PerStep<const float>(offset), dots, PerStep<float>(dn), PerStep<float>(each)});
-    if (doffset.defined())
-      launch(ctx, head_sums_kernel<float>, static_cast<unsigned>(n.dim(2)), 1024, 1024 * sizeof(double),
-             each.data<float>(), n.dim(0) * n.dim(1), n.dim(2), PerStep<float>(doffset));
-  });
+  SsdExtras extras;
+  extras.row = factor_of(log_eta, scale);
+  if (slopes) extras.delta = ctx.empty(n.shape(), n.dtype());
+  run_fast(ctx, {q, k, v, {}, {}, {}, dout, dq, dk, dv, {}, {}}, extras, kept);
+  if (!slopes || ctx.dry()) return;
+  for_each_index(ctx, n.numel(),
+                 NormGradient{f, static_cast<float>(scale), n.dim(1), n.dim(2), PerStep<const float>(n),
+                              PerStep<const float>(offset), extras.delta.data<float>(), PerStep<float>(dn),
+                              PerStep<float>(each)});
+  if (doffset.defined())
+    launch(ctx, head_sums_kernel<float>, static_cast<unsigned>(n.dim(2)), 1024, 1024 * sizeof(double),
+           each.data<float>(), n.dim(0) * n.dim(1), n.dim(2), PerStep<float>(doffset));
 #else
   (void)f, (void)offset, (void)scale, (void)log_eta, (void)doffset;
 #endif

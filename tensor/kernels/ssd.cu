@@ -339,10 +339,10 @@ void check_skip(const Context& ctx, const Tensor& q, const Tensor& v, const Tens
 }  // namespace
 
 void ssd(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_a,
-         const Tensor& w, Tensor& y) {
+         const Tensor& w, Tensor& y, [[maybe_unused]] const Tensor& kept) {
   check("ssd", q, k, v, log_a, w, y);
 #ifdef EIGENTRACE_WITH_CUDA
-  if (ctx.device().is_cuda()) return run_cuda(ctx, {q, k, v, log_a, w, y, {}, {}, {}, {}, {}, {}});
+  if (ctx.device().is_cuda()) return run_cuda(ctx, {q, k, v, log_a, w, y, {}, {}, {}, {}, {}, {}}, kept);
 #endif
   require_cpu(ctx, "ssd");
   const SsdSizes size(q, v);
@@ -369,11 +369,11 @@ void ssd(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const 
 
 void ssd_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_a,
                   const Tensor& w, const Tensor& dy, Tensor& dq, Tensor& dk, Tensor& dv, Tensor& dlog_a,
-                  Tensor& dw) {
+                  Tensor& dw, [[maybe_unused]] const Tensor& kept) {
   check("ssd_backward", dq.defined() ? dq : q, dk.defined() ? dk : k, dv.defined() ? dv : v,
         dlog_a.defined() ? dlog_a : log_a, dw.defined() ? dw : w, dy);
 #ifdef EIGENTRACE_WITH_CUDA
-  if (ctx.device().is_cuda()) return run_cuda(ctx, {q, k, v, log_a, w, {}, dy, dq, dk, dv, dlog_a, dw});
+  if (ctx.device().is_cuda()) return run_cuda(ctx, {q, k, v, log_a, w, {}, dy, dq, dk, dv, dlog_a, dw}, kept);
 #endif
   require_cpu(ctx, "ssd_backward");
   const SsdSizes size(q, v);
@@ -429,36 +429,45 @@ void ssd_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& 
 
 bool attention_is_fused(const Context& ctx, DType dtype, int64_t N, int64_t P) {
 #ifdef EIGENTRACE_WITH_CUDA
-  return ctx.device().is_cuda() && ssd_is_fast(dtype, N, P);
+  return ctx.device().is_cuda() && N > 0 && ssd_is_fast(dtype, N, P);
 #else
   return (void)ctx, (void)dtype, (void)N, (void)P, false;
 #endif
 }
 
+Tensor ssd_kept(Context& ctx, const Tensor& q, const Tensor& v, const Tensor& log_a, const Tensor& w) {
+#ifdef EIGENTRACE_WITH_CUDA
+  if (q.rank() == 4 && v.rank() == 4 && v.numel() > 0 &&
+      attention_is_fused(ctx, q.dtype(), q.dim(3), v.dim(3)))
+    return fast_kept(ctx, q, v, log_a.defined() || w.defined(), false);
+#endif
+  return (void)ctx, (void)q, (void)v, (void)log_a, (void)w, Tensor();
+}
+
 void ssd_skip(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_a,
-              const Tensor& w, const Tensor& skip, Tensor& y) {
+              const Tensor& w, const Tensor& skip, Tensor& y, [[maybe_unused]] const Tensor& kept) {
   check("ssd_skip", q, k, v, log_a, w, y);
   check_skip(ctx, q, v, skip);
 #ifdef EIGENTRACE_WITH_CUDA
   if (y.numel() == 0) return;
-  WalkExtras extras;
-  extras.skip = PerStep<const float>(skip);
-  run_fast(ctx, {q, k, v, log_a, w, y, {}, {}, {}, {}, {}, {}}, extras, false, [](const RowDots&) {});
+  SsdExtras extras;
+  extras.skip = skip;
+  run_fast(ctx, {q, k, v, log_a, w, y, {}, {}, {}, {}, {}, {}}, extras, kept);
 #endif
 }
 
 void ssd_skip_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_a,
                        const Tensor& w, const Tensor& skip, const Tensor& dy, Tensor& dq, Tensor& dk,
-                       Tensor& dv, Tensor& dlog_a, Tensor& dw, Tensor& dskip) {
+                       Tensor& dv, Tensor& dlog_a, Tensor& dw, Tensor& dskip,
+                       [[maybe_unused]] const Tensor& kept) {
   check("ssd_skip_backward", dq.defined() ? dq : q, dk.defined() ? dk : k, dv.defined() ? dv : v,
         dlog_a.defined() ? dlog_a : log_a, dw.defined() ? dw : w, dy);
   check_skip(ctx, q, v, dskip.defined() ? dskip : skip);
 #ifdef EIGENTRACE_WITH_CUDA
   if (dy.numel() == 0) return;
-  WalkExtras extras;
-  extras.skip = PerStep<const float>(skip), extras.dskip = PerStep<float>(dskip);
-  run_fast(ctx, {q, k, v, log_a, w, {}, dy, dq, dk, dv, dlog_a, dw}, extras, dskip.defined(),
-           [](const RowDots&) {});
+  SsdExtras extras;
+  extras.skip = skip, extras.dskip = dskip;
+  run_fast(ctx, {q, k, v, log_a, w, {}, dy, dq, dk, dv, dlog_a, dw}, extras, kept);
 #endif
 }
 

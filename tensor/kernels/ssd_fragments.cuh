@@ -32,7 +32,9 @@ struct Lane {
 __device__ __forceinline__ float2 two_at(const float* p) { return *reinterpret_cast<const float2*>(p); }
 
 /// Fragments of A [16 × depth] and B [depth × 8]. `rows`: stored with k along the row, p at the first row;
-/// `columns`: stored with k as the row. k0: a multiple of depth; rows and columns from multiples of 8.
+/// `columns`: stored with k as the row. k0: a multiple of depth; rows and columns from multiples of 8. `far`:
+/// a matrix in global memory, without swizzles. a_of: elements value(0 or 1 for row g or g + 8, k); b_first:
+/// B's first column is 1, the others 0.
 template <Precision precision>
 struct Fragments;
 
@@ -55,23 +57,22 @@ struct Fragments<Precision::fp32> {
         a.at[r][k] = x.x, a.at[r][k + 1] = x.y, a.at[r][k + 2] = x.z, a.at[r][k + 3] = x.w;
       }
   }
-  /// Rows anywhere in memory, `width` long.
-  static __device__ __forceinline__ void a_far(A& a, const float* row, const float* row_8, int k0, int width,
-                                               const Lane&) {
+  template <class Value>
+  static __device__ __forceinline__ void a_of(A& a, int k0, const Lane&, const Value& value) {
 #pragma unroll
-    for (int k = 0; k < 8; ++k) {
-      const bool here = k0 + k < width;
-      a.at[0][k] = here && row ? row[k0 + k] : 0.0f, a.at[1][k] = here && row_8 ? row_8[k0 + k] : 0.0f;
-    }
+    for (int k = 0; k < 8; ++k) a.at[0][k] = value(0, k0 + k), a.at[1][k] = value(1, k0 + k);
   }
-  /// Column c of A is scaled by scale[c].
+  /// Column c of A is scaled by scale[c], if there is a scale.
+  template <bool scaled>
   static __device__ __forceinline__ void a_columns(A& a, const float* p, int ld, int m0, int k0,
                                                    const float* scale, const Lane& lane) {
 #pragma unroll
     for (int k = 0; k < 8; ++k)
 #pragma unroll
-      for (int r = 0; r < 2; ++r)
-        a.at[r][k] = scale[k0 + k] * p[(k0 + k) * ld + ((m0 + 8 * r + lane.g) ^ swizzle(k))];
+      for (int r = 0; r < 2; ++r) {
+        const float x = p[(k0 + k) * ld + ((m0 + 8 * r + lane.g) ^ swizzle(k))];
+        a.at[r][k] = scaled ? scale[k0 + k] * x : x;
+      }
   }
   static __device__ __forceinline__ void b_rows(B& b, const float* p, int ld, int k0, const Lane& lane) {
 #pragma unroll
@@ -90,6 +91,27 @@ struct Fragments<Precision::fp32> {
       const float2 x = two_at(p + (k0 + k) * ld + ((n0 + 2 * lane.t) ^ swizzle(k)));
       b.at[0][k] = x.x, b.at[1][k] = x.y;
     }
+  }
+  static __device__ __forceinline__ void b_rows_far(B& b, const float* p, int ld, int k0, const Lane& lane) {
+#pragma unroll
+    for (int c = 0; c < 2; ++c)
+#pragma unroll
+      for (int k = 0; k < 8; k += 4) {
+        const float4 x = *reinterpret_cast<const float4*>(p + (2 * lane.t + c) * ld + k0 + k);
+        b.at[c][k] = x.x, b.at[c][k + 1] = x.y, b.at[c][k + 2] = x.z, b.at[c][k + 3] = x.w;
+      }
+  }
+  static __device__ __forceinline__ void b_columns_far(B& b, const float* p, int ld, int n0, int k0,
+                                                       const Lane& lane) {
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+      const float2 x = two_at(p + (k0 + k) * ld + n0 + 2 * lane.t);
+      b.at[0][k] = x.x, b.at[1][k] = x.y;
+    }
+  }
+  static __device__ __forceinline__ void b_first(B& b, const Lane& lane) {
+#pragma unroll
+    for (int k = 0; k < 8; ++k) b.at[0][k] = lane.t == 0 ? 1.0f : 0.0f, b.at[1][k] = 0.0f;
   }
   static __device__ __forceinline__ void multiply(float (&d)[4], const A& a, const B& b) {
 #pragma unroll
@@ -111,17 +133,17 @@ struct Tf32Fragments {
     const float2 x = two_at(p + lane.g * ld + k), y = two_at(p + (lane.g + 8) * ld + k);
     Set::set(a, 0, x.x), Set::set(a, 1, y.x), Set::set(a, 2, x.y), Set::set(a, 3, y.y);
   }
-  static __device__ __forceinline__ void a_far(A& a, const float* row, const float* row_8, int k0, int width,
-                                               const Lane& lane) {
+  template <class Value>
+  static __device__ __forceinline__ void a_of(A& a, int k0, const Lane& lane, const Value& value) {
     const int k = k0 + 2 * lane.t;
-    Set::set(a, 0, row && k < width ? row[k] : 0.0f), Set::set(a, 1, row_8 && k < width ? row_8[k] : 0.0f);
-    Set::set(a, 2, row && k + 1 < width ? row[k + 1] : 0.0f);
-    Set::set(a, 3, row_8 && k + 1 < width ? row_8[k + 1] : 0.0f);
+    Set::set(a, 0, value(0, k)), Set::set(a, 1, value(1, k));
+    Set::set(a, 2, value(0, k + 1)), Set::set(a, 3, value(1, k + 1));
   }
+  template <bool scaled>
   static __device__ __forceinline__ void a_columns(A& a, const float* p, int ld, int m0, int k0,
                                                    const float* scale, const Lane& lane) {
     const float *even = p + (k0 + 2 * lane.t) * ld, *odd = even + ld;
-    const float2 s = two_at(scale + k0 + 2 * lane.t);
+    const float2 s = scaled ? two_at(scale + k0 + 2 * lane.t) : float2{1, 1};
     const int m = m0 + lane.g, m_8 = m + 8;
     Set::set(a, 0, s.x * even[m ^ lane.of_even]), Set::set(a, 1, s.x * even[m_8 ^ lane.of_even]);
     Set::set(a, 2, s.y * odd[m ^ lane.of_odd]), Set::set(a, 3, s.y * odd[m_8 ^ lane.of_odd]);
@@ -135,6 +157,18 @@ struct Tf32Fragments {
     const float *even = p + (k0 + 2 * lane.t) * ld, *odd = even + ld;
     const int n = n0 + lane.g;
     Set::set(b, 0, even[n ^ lane.of_even]), Set::set(b, 1, odd[n ^ lane.of_odd]);
+  }
+  static __device__ __forceinline__ void b_rows_far(B& b, const float* p, int ld, int k0, const Lane& lane) {
+    const float2 x = two_at(p + lane.g * ld + k0 + 2 * lane.t);
+    Set::set(b, 0, x.x), Set::set(b, 1, x.y);
+  }
+  static __device__ __forceinline__ void b_columns_far(B& b, const float* p, int ld, int n0, int k0,
+                                                       const Lane& lane) {
+    const float* x = p + (k0 + 2 * lane.t) * ld + n0 + lane.g;
+    Set::set(b, 0, x[0]), Set::set(b, 1, x[ld]);
+  }
+  static __device__ __forceinline__ void b_first(B& b, const Lane& lane) {
+    Set::set(b, 0, lane.g == 0 ? 1.0f : 0.0f), Set::set(b, 1, lane.g == 0 ? 1.0f : 0.0f);
   }
 };
 
@@ -196,21 +230,21 @@ struct Fragments<Precision::bf16> {
     a.at[0] = pack(two_at(row + k)), a.at[1] = pack(two_at(row_8 + k));
     a.at[2] = pack(two_at(row + k_8)), a.at[3] = pack(two_at(row_8 + k_8));
   }
-  static __device__ __forceinline__ void a_far(A& a, const float* row, const float* row_8, int k0, int width,
-                                               const Lane& lane) {
-    const auto two = [&](const float* p, int k) {
-      return pack_bf16(p && k < width ? p[k] : 0.0f, p && k + 1 < width ? p[k + 1] : 0.0f);
-    };
+  template <class Value>
+  static __device__ __forceinline__ void a_of(A& a, int k0, const Lane& lane, const Value& value) {
     const int k = k0 + 2 * lane.t;
-    a.at[0] = two(row, k), a.at[1] = two(row_8, k), a.at[2] = two(row, k + 8), a.at[3] = two(row_8, k + 8);
+    a.at[0] = pack_bf16(value(0, k), value(0, k + 1)), a.at[1] = pack_bf16(value(1, k), value(1, k + 1));
+    a.at[2] = pack_bf16(value(0, k + 8), value(0, k + 9));
+    a.at[3] = pack_bf16(value(1, k + 8), value(1, k + 9));
   }
+  template <bool scaled>
   static __device__ __forceinline__ void a_columns(A& a, const float* p, int ld, int m0, int k0,
                                                    const float* scale, const Lane& lane) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int k = k0 + 8 * half + 2 * lane.t;
       const float *even = p + k * ld, *odd = even + ld;
-      const float2 s = two_at(scale + k);
+      const float2 s = scaled ? two_at(scale + k) : float2{1, 1};
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const int m = m0 + 8 * r + lane.g;
@@ -231,6 +265,18 @@ struct Fragments<Precision::bf16> {
       const int n = n0 + lane.g;
       b.at[half] = pack_bf16(even[n ^ lane.of_even], odd[n ^ lane.of_odd]);
     }
+  }
+  static __device__ __forceinline__ void b_rows_far(B& b, const float* p, int ld, int k0, const Lane& lane) {
+    const float* row = p + lane.g * ld + k0 + 2 * lane.t;
+    b.at[0] = pack(two_at(row)), b.at[1] = pack(two_at(row + 8));
+  }
+  static __device__ __forceinline__ void b_columns_far(B& b, const float* p, int ld, int n0, int k0,
+                                                       const Lane& lane) {
+    const float* x = p + (k0 + 2 * lane.t) * ld + n0 + lane.g;
+    b.at[0] = pack_bf16(x[0], x[ld]), b.at[1] = pack_bf16(x[8 * ld], x[9 * ld]);
+  }
+  static __device__ __forceinline__ void b_first(B& b, const Lane& lane) {
+    b.at[0] = b.at[1] = lane.g == 0 ? pack_bf16(1, 1) : 0;
   }
   static __device__ __forceinline__ void multiply(float (&d)[4], const A& a, const B& b) {
     mma_bf16(d, a.at, b.at);

@@ -1,16 +1,11 @@
 #pragma once
-// The CUDA side of ssd and of what is fused with it: which kernels, and the memory they need.
+// The CUDA side of ssd: which kernels, and the memory they need.
 #ifdef EIGENTRACE_WITH_CUDA
 #include "tensor/kernels/ssd_fast.cuh"
 #include "tensor/kernels/ssd_general.cuh"
 
 namespace eigentrace::kernels {
 namespace {
-
-/// Operands of a pass and, in the backward pass (dy defined), gradients, some of them undefined.
-struct SsdTensors {
-  Tensor q, k, v, log_a, w, y, dy, dq, dk, dv, dlog_a, dw;
-};
 
 template <class T>
 SsdOperands<T> ssd_operands(const SsdTensors& x, const Tensor& states, const Tensor& later,
@@ -43,34 +38,10 @@ SsdOperands<T> ssd_operands(const SsdTensors& x, const Tensor& states, const Ten
           flow.numel() > 0 ? flow.data<double>() : nullptr};
 }
 
-/// The fast pass; its memory is held until `after(row dots)` has been started. Nothing in a dry run but the
-/// memory.
-template <class After>
-void run_fast(Context& ctx, const SsdTensors& x, const WalkExtras& extras, bool wants_dskip,
-              const After& after) {
-  const int64_t B = x.q.dim(0), T = x.q.dim(1), G = x.q.dim(2), H = x.v.dim(2), N = x.q.dim(3),
-                P = x.v.dim(3);
-  const WalkWants wants{x.dy.defined(), x.dlog_a.defined(), x.dw.defined(), extras.wants_row_dots,
-                        wants_dskip};
-  const WalkNeeds needs = walk_needs(B, T, G, H, N, P, wants);
-  const WalkRoom room{ctx.empty({needs.states}, DType::f32), ctx.empty({needs.decays}, DType::f32),
-                      ctx.empty({needs.sums}, DType::f64),
-                      ctx.empty({x.dq.defined() ? needs.shared_heads : 0}, DType::f32),
-                      ctx.empty({x.dk.defined() ? needs.shared_heads : 0}, DType::f32)};
-  const Tensor none = ctx.empty({0}, DType::f32),
-               flow = ctx.empty({x.dlog_a.defined() && x.dlog_a.rank() == 1 ? B * T * H : 0}, DType::f64);
-  if (ctx.dry()) return;
-  const SsdOperands<float> s = ssd_operands<float>(x, none, none, none, flow);
-  if (wants.backward)
-    after(ssd_backward_fast(ctx, s, room, extras));
-  else
-    ssd_fast(ctx, s, room, extras);
-}
-
-inline void run_cuda(Context& ctx, const SsdTensors& x) {
+inline void run_cuda(Context& ctx, const SsdTensors& x, const Tensor& kept) {
   const int64_t B = x.q.dim(0), T = x.q.dim(1), H = x.v.dim(2), N = x.q.dim(3), P = x.v.dim(3);
   if (x.v.numel() == 0 || N == 0) return;
-  if (ssd_is_fast(x.q.dtype(), N, P)) return run_fast(ctx, x, {}, false, [](const RowDots&) {});
+  if (ssd_is_fast(x.q.dtype(), N, P)) return run_fast(ctx, x, {}, kept);
   const int64_t chunks = (T + ssd_chunk - 1) / ssd_chunk, all = B * H * chunks * N * P;
   const bool backward = x.dy.defined();
   const Tensor states = ctx.empty({all}, x.q.dtype()), later = ctx.empty({backward ? all : 0}, x.q.dtype()),

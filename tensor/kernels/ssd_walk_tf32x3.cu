@@ -1,8 +1,0 @@
-// The walk of ssd_walk.h with products in tf32x3.
-#include "tensor/kernels/ssd_walk.cuh"
-
-#ifdef EIGENTRACE_WITH_CUDA
-namespace eigentrace::kernels {
-template void launch_walk<Precision::tf32x3>(const Context&, const Walk&, int, size_t, dim3);
-}
-#endif
