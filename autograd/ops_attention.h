@@ -16,8 +16,9 @@ Attended softmax_attention(const Var& q, const Var& k, const Var& v, double scal
 /// Scalar-decay linear recurrence, per batch and head (head h reads group ⌊h·G/H⌋ of q and k):
 ///   S_i = exp(log_a_i) S_{i−1} + w_i k_i v_iᵀ,   y_i = q_i S_i,   S_{−1} = 0
 /// q, k [B,T,G,N], v [B,T,H,P], log_a ≤ 0 as [B,T,H] or [H] or undefined (a ≡ 1), w [B,T,H] or undefined (w ≡
-/// 1) → y [B,T,H,P] dense. Chunked: time and memory linear in T; chunk states are recomputed in the backward
-/// pass. skip [H] or undefined: y_i + skip v_i, in the same pass where the device allows.
+/// 1) → y [B,T,H,P] dense. Chunked: time and memory linear in T; the states before all chunks are made again
+/// in the backward pass, or kept for it (CUDA). skip [H] or undefined: y_i + skip v_i, in the same pass where
+/// the device allows.
 Var ssd(const Var& q, const Var& k, const Var& v, const Var& log_a, const Var& w, const Var& skip = {});
 
 /// log η_i = log(q_i · Σ_{j≤i} k_j), positive q and k [B,T,H,N] → [B,T,H]; running sums in the element type.

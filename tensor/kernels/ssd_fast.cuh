@@ -38,10 +38,12 @@ __global__ void ssd_factors_kernel(SsdFactors f, PerStep<const float> log_a, Per
   for (int e = 0; e < 2; ++e) {
     const int i = 2 * lane + e;
     before += own[e];
-    const auto high = static_cast<float>(before);
-    f.sum[at + i] = {high, static_cast<float>(before - static_cast<double>(high))};
+    const double binary = before * 1.4426950408889634;
+    const auto high = static_cast<float>(binary);
+    f.sum[at + i] = {high, static_cast<float>(binary - static_cast<double>(high))};
     f.weight[at + i] = i >= n ? 0.0f : w.data ? w.at(b, t0 + i, h) : 1.0f;
-    f.fade[at + i] = expf(high), f.to_end[at + i] = expf(static_cast<float>(total - before));
+    f.fade[at + i] = expf(static_cast<float>(before)),
+                f.to_end[at + i] = expf(static_cast<float>(total - before));
   }
   if (lane == 0) f.decay[item] = expf(static_cast<float>(total));
 }
@@ -101,25 +103,33 @@ __global__ void __launch_bounds__(256) ssd_prefix_sums_kernel(SsdStates s) {
   }
 }
 
-/// dk_j += what the chunks after j's hold of Σ_i dη_i q_i. A block a chunk but the last, of 256 threads.
-__global__ void ssd_tails_kernel(const float* tails, Heads<float> dk, int steps, int H, int N, int chunks) {
-  float* sums = dynamic_shared<float>();  // [256 / N or 1, N]
-  const int item = static_cast<int>(blockIdx.x), c = item % (chunks - 1), sequence = item / (chunks - 1);
-  const int tid = static_cast<int>(threadIdx.x), n = tid % N, part = tid / N, parts = 256 / N;
-  if (part < parts) {
+/// Chunks that a block of ssd_tails_kernel takes.
+inline int tails_group(int N) { return N < 256 ? 256 / N : 1; }
+
+/// dk_j += what the chunks after j's hold of Σ_i dη_i q_i. Blocks [B H, groups of chunks].
+__global__ void __launch_bounds__(512)
+    ssd_tails_kernel(const float* tails, Heads<float> dk, int H, int N, int chunks, int group) {
+  float* sums = dynamic_shared<float>();  // [group, N]: after each chunk
+  const int sequence = static_cast<int>(blockIdx.x), first = static_cast<int>(blockIdx.y) * group;
+  const int tid = static_cast<int>(threadIdx.x),
+            last = first + group < chunks - 1 ? first + group : chunks - 1;
+  if (tid < N) {
+    const float* own = tails + int64_t{sequence} * chunks * N + tid;
     float sum = 0;
+#pragma unroll 8
+    for (int c = chunks - 1; c > last; --c) sum += own[int64_t{c} * N];
 #pragma unroll 4
-    for (int later = c + 1 + part; later < chunks; later += parts)
-      sum += tails[(int64_t{sequence} * chunks + later) * N + n];
-    sums[part * N + n] = sum;
+    for (int c = last; c > first; --c) {
+      sum += own[int64_t{c} * N];
+      sums[(c - 1 - first) * N + tid] = sum;
+    }
   }
   __syncthreads();
-  if (part >= parts) return;
-  float sum = 0;
-  for (int p = 0; p < parts; ++p) sum += sums[p * N + n];
-  float* to = dk.row(sequence / H, sequence % H, int64_t{c} * ssd_chunk) + n;
+  const int n = tid % N, across = static_cast<int>(blockDim.x) / N, rows = (last - first) * ssd_chunk;
+  if (tid / N >= across) return;
+  float* to = dk.row(sequence / H, sequence % H, int64_t{first} * ssd_chunk) + n;
 #pragma unroll 4
-  for (int i = part; i < ssd_chunk; i += parts) to[i * dk.time] += sum;
+  for (int i = tid / N; i < rows; i += across) to[i * dk.time] += sums[i / ssd_chunk * N + n];
 }
 
 /// to[h] = Σ_{b, e} from[b, h, e]; a block a head.
@@ -152,11 +162,13 @@ struct SsdRoom {
   int64_t items, states, factors, elements;
   int chunks, Np, Pp;
 
-  SsdRoom(const Tensor& q, const Tensor& v, bool has_factors, bool linear)
-      : Np(q.dim(3) <= 16 && q.dim(2) == v.dim(2) ? 16
-           : q.dim(3) <= 64                       ? 64
-                                                  : 128),
-        Pp(static_cast<int>((v.dim(3) + 31) / 32 * 32)) {
+  SsdRoom(const Tensor& q, const Tensor& v, bool has_factors, bool linear) {
+    const bool grouped = q.dim(2) < v.dim(2);
+    Np = q.dim(3) <= 16 && !grouped ? 16 : q.dim(3) <= 64 ? 64 : 128;
+    Pp = Np == 128                                 ? 128
+         : v.dim(3) <= 32 && (Np == 16 || grouped) ? 32
+         : Np == 64 && !grouped && v.dim(3) <= 64  ? 64
+                                                   : 128;
     chunks = static_cast<int>((v.dim(1) + ssd_chunk - 1) / ssd_chunk);
     items = v.dim(0) * v.dim(2) * chunks;
     elements = int64_t{Np} * Pp + (linear ? Np : 0);
@@ -167,7 +179,7 @@ struct SsdRoom {
 
 inline bool ssd_is_fast(DType dtype, int64_t N, int64_t P) {
   // The largest block is the gradients': q, k, v, dy of a chunk, and 9 KB of sums.
-  const int64_t widths = 2 * (N <= 64 ? 64 : 128) + P + std::max<int64_t>(P, 128);
+  const int64_t widths = 2 * (N <= 64 ? 64 : 128) + 256;
   return dtype == DType::f32 && N <= ssd_most_width && P <= ssd_most_width &&
          static_cast<size_t>(ssd_chunk * widths * 4 + 9216) <= shared_limit();
 }
@@ -202,9 +214,7 @@ inline void run_states(const Context& ctx, const SsdPass& pass, float* states, b
   if (reverse) s.row = pass.row;
   s.states = states;
   const int64_t sequences = int64_t{s.B} * s.H;
-  s.slice = s.Np == 128 && s.Pp > 64 ? (s.Pp % 64 == 0 ? 64 : 32) : s.Pp;
-  while (s.slice % 64 == 0 && sequences * (s.Pp / s.slice) < 128) s.slice /= 2;
-  s.warps = s.Np == 16 ? s.slice / 16 : s.Np / 32 * (s.slice / 32);
+  s.slice = s.Np == 128 ? 64 : s.Pp == 128 && sequences >= 96 ? 128 : 32;
   const int64_t blocks = sequences * (s.Pp / s.slice);
   s.whole = blocks >= 64 || s.chunks == 2;
   const size_t stage = sizeof(float) * static_cast<size_t>(ssd_chunk * (std::max(s.Np, 32) + s.slice));
@@ -259,7 +269,8 @@ inline void run_fast(Context& ctx, const SsdTensors& x, const SsdExtras& extras,
   s.G = static_cast<int>(x.q.dim(2)), s.H = static_cast<int>(x.v.dim(2));
   s.N = static_cast<int>(x.q.dim(3)), s.P = static_cast<int>(x.v.dim(3));
   s.Np = room.Np, s.Pp = room.Pp, s.chunks = room.chunks, s.elements = room.elements;
-  s.slice = s.Np == 128 && s.Pp == 128 ? 64 : s.Pp;
+  s.slice = s.Np == 128 ? 64 : s.Pp;
+  s.shared = shared_limit();
   s.decays = x.log_a.defined(), s.weighs = x.w.defined(), s.linear = extras.linear;
   s.aligned = s.N % 4 == 0 && s.P % 4 == 0 && rows_aligned(s.q, 16) && rows_aligned(s.k, 16) &&
               rows_aligned(s.v, 16) && rows_aligned(s.dy, 16);
@@ -299,8 +310,10 @@ inline void run_fast(Context& ctx, const SsdTensors& x, const SsdExtras& extras,
   s.dskip = dskip ? sums.data<double>() + (per_head ? room.items : 0) : nullptr;
   with_precision(ctx, [&]<Precision precision>() { launch_gradients<precision>(ctx, s); });
   if (s.linear && s.dk.data && s.chunks > 1)
-    launch(ctx, ssd_tails_kernel, static_cast<unsigned>(s.B * s.H * (s.chunks - 1)), 256, 256 * sizeof(float),
-           s.tails, s.dk, s.steps, s.H, s.N, s.chunks);
+    launch(ctx, ssd_tails_kernel,
+           dim3(static_cast<unsigned>(s.B * s.H), blocks_for(s.chunks - 1, tails_group(s.N))), 512,
+           sizeof(float) * static_cast<size_t>(tails_group(s.N) * s.N), s.tails, s.dk, s.H, s.N, s.chunks,
+           tails_group(s.N));
   const auto per_head_sums = [&](const double* from, const Tensor& to) {
     launch(ctx, ssd_head_sums_kernel, static_cast<unsigned>(s.H), 256, 256 * sizeof(double), from, s.B, s.H,
            s.chunks, PerStep<float>(to));

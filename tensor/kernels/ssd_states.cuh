@@ -8,22 +8,35 @@
 namespace eigentrace::kernels {
 namespace {
 
-/// A warp holds 16 mt rows × 8 nt columns. Blocks [B H or B H (chunks − 1), slices].
-template <Precision precision, int mt, int nt>
-__global__ void __launch_bounds__(ssd_threads, 2) ssd_states_kernel(const __grid_constant__ SsdStates s) {
+/// Tiles of a slice of `slice` columns of a state of Np rows, one a warp.
+template <int Np, int slice>
+struct StateTiles {
+  static constexpr int mt = Np == 16 || slice == 32 ? 1 : 2, nt = mt == 2                   ? 4
+                                                                  : Np == 16 && slice == 32 ? 1
+                                                                                            : 2;
+  static constexpr int across = slice / (8 * nt), warps = Np / (16 * mt) * across;
+  static constexpr int x_ld = Np < 32 ? 32 : Np, stage = ssd_chunk * (x_ld + slice);
+};
+
+/// Blocks [B H or B H (chunks − 1), slices].
+template <Precision precision, int Np, int slice>
+__global__ void __launch_bounds__(32 * StateTiles<Np, slice>::warps, 2)
+    ssd_states_kernel(const __grid_constant__ SsdStates s) {
   using F = Fragments<precision>;
+  using Tiles = StateTiles<Np, slice>;
+  constexpr int mt = Tiles::mt, nt = Tiles::nt, x_ld = Tiles::x_ld, stage = Tiles::stage,
+                threads = 32 * Tiles::warps;
   auto* scales = dynamic_shared<float>();  // [2, 64]
   float* buffers = scales + 2 * ssd_chunk;
-  const int x_ld = row_room(s.Np), x_size = ssd_chunk * x_ld, stage = x_size + ssd_chunk * s.slice;
   const Lane lane;
   const int tid = static_cast<int>(threadIdx.x), warp = tid / 32;
-  const int across = s.slice / (8 * nt), m0 = warp / across * 16 * mt, n0 = warp % across * 8 * nt;
+  const int m0 = warp / Tiles::across * 16 * mt, n0 = warp % Tiles::across * 8 * nt;
   const int items = s.chunks - 1, count = s.whole ? items : 1;
   const int sequence = s.whole ? static_cast<int>(blockIdx.x) : static_cast<int>(blockIdx.x) / items;
   const int first = s.whole ? 0 : static_cast<int>(blockIdx.x) % items;
   const int b = sequence / s.H, h = sequence % s.H, xh = h * s.x_heads / s.H;
-  const int p0 = static_cast<int>(blockIdx.y) * s.slice;
-  const int width = s.P - p0 < s.slice ? s.P - p0 : s.slice;
+  const int p0 = static_cast<int>(blockIdx.y) * slice;
+  const int width = s.P - p0 < slice ? s.P - p0 : slice;
   const auto chunk_of = [&](int step) { return s.reverse ? s.chunks - 1 - first - step : first + step; };
 
   const auto issue = [&](int step) {
@@ -32,8 +45,9 @@ __global__ void __launch_bounds__(ssd_threads, 2) ssd_states_kernel(const __grid
       const int64_t t0 = int64_t{c} * ssd_chunk;
       const int n = s.steps - t0 < ssd_chunk ? static_cast<int>(s.steps - t0) : ssd_chunk;
       float* x = buffers + step % s.stages * stage;
-      stage_rows(x, x_ld, s.x.row(b, xh, t0), s.x.time, n, s.N, s.Np, s.aligned);
-      stage_rows(x + x_size, s.slice, s.y.row(b, h, t0) + p0, s.y.time, n, width, s.slice, s.aligned);
+      stage_rows<threads, Np, x_ld>(x, s.x.row(b, xh, t0), s.x.time, n, s.N, s.aligned);
+      stage_rows<threads, slice, slice>(x + ssd_chunk * x_ld, s.y.row(b, h, t0) + p0, s.y.time, n, width,
+                                        s.aligned);
     }
     copy_commit();
   };
@@ -53,7 +67,7 @@ __global__ void __launch_bounds__(ssd_threads, 2) ssd_states_kernel(const __grid
   load_factors(0);
   for (int step = 0; step + 1 < s.stages; ++step) issue(step);
   float d[mt][nt][4] = {}, z[mt][4] = {};
-  const bool sums = s.sums && n0 == 0 && p0 == 0;
+  const bool sums = s.sums && n0 == 0 && p0 == 0, scaled = s.scale || s.row.from.data;
   for (int step = 0; step < count; ++step) {
     float* scale_of = scales + step % 2 * ssd_chunk;
     if (tid < ssd_chunk) scale_of[tid] = scale;
@@ -65,33 +79,39 @@ __global__ void __launch_bounds__(ssd_threads, 2) ssd_states_kernel(const __grid
     __syncthreads();
     issue(step + s.stages - 1);
     load_factors(step + 1);
-    const float *x = buffers + step % s.stages * stage, *y = x + x_size;
+    const float *x = buffers + step % s.stages * stage, *y = x + ssd_chunk * x_ld;
 #pragma unroll
     for (int i = 0; i < mt; ++i)
 #pragma unroll
       for (int j = 0; j < nt; ++j)
 #pragma unroll
         for (int e = 0; e < 4; ++e) d[i][j][e] *= kept;
+    const auto add = [&]<bool scaled>() {
 #pragma unroll 4
-    for (int k0 = 0; k0 < ssd_chunk; k0 += F::depth) {
-      typename F::A a[mt];
+      for (int k0 = 0; k0 < ssd_chunk; k0 += F::depth) {
+        typename F::A a[mt];
 #pragma unroll
-      for (int i = 0; i < mt; ++i)
-        F::template a_columns<true>(a[i], x, x_ld, m0 + 16 * i, k0, scale_of, lane);
+        for (int i = 0; i < mt; ++i)
+          F::template a_columns<x_ld, scaled>(a[i], x + k0 * x_ld, m0 + 16 * i, scale_of + k0, lane);
 #pragma unroll
-      for (int j = 0; j < nt; ++j) {
-        typename F::B v;
-        F::b_columns(v, y, s.slice, n0 + 8 * j, k0, lane);
+        for (int j = 0; j < nt; ++j) {
+          typename F::B v;
+          F::template b_columns<slice>(v, y + k0 * slice + n0 / 32 * 32, j, n0 % 32, lane);
 #pragma unroll
-        for (int i = 0; i < mt; ++i) F::multiply(d[i][j], a[i], v);
+          for (int i = 0; i < mt; ++i) F::multiply(d[i][j], a[i], v);
+        }
+        if (sums) {
+          typename F::B one;
+          F::b_first(one, lane);
+#pragma unroll
+          for (int i = 0; i < mt; ++i) F::multiply(z[i], a[i], one);
+        }
       }
-      if (sums) {
-        typename F::B one;
-        F::b_first(one, lane);
-#pragma unroll
-        for (int i = 0; i < mt; ++i) F::multiply(z[i], a[i], one);
-      }
-    }
+    };
+    if (scaled)
+      add.template operator()<true>();
+    else
+      add.template operator()<false>();
     const int to_chunk = chunk_of(step) + (s.reverse ? -1 : 1);
     float* to = s.states + (int64_t{sequence} * s.chunks + to_chunk) * s.elements;
 #pragma unroll
@@ -102,8 +122,8 @@ __global__ void __launch_bounds__(ssd_threads, 2) ssd_states_kernel(const __grid
 #pragma unroll
         for (int j = 0; j < nt; ++j)
           *reinterpret_cast<float2*>(to + row * s.Pp + p0 + n0 + 8 * j + 2 * lane.t) = {
-              d[i][j][2 * half], d[i][j][2 * half + 1]};
-        if (sums && lane.t == 0) to[s.Np * s.Pp + row] = z[i][2 * half];
+              F::stored(d[i][j][2 * half]), F::stored(d[i][j][2 * half + 1])};
+        if (sums && lane.t == 0) to[Np * s.Pp + row] = z[i][2 * half];
       }
   }
 }
@@ -115,13 +135,17 @@ void launch_states(const Context& ctx, const SsdStates& s) {
   if (s.chunks < 2) return;
   const int64_t blocks = int64_t{s.B} * s.H * (s.whole ? 1 : s.chunks - 1);
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(s.Pp / s.slice));
-  const size_t shared =
-      sizeof(float) * static_cast<size_t>(ssd_chunk * (2 + s.stages * (row_room(s.Np) + s.slice)));
-  const auto threads = static_cast<unsigned>(32 * s.warps);
+  const auto start = [&]<int Np, int slice>() {
+    using Tiles = StateTiles<Np, slice>;
+    launch(ctx, ssd_states_kernel<precision, Np, slice>, grid, 32 * Tiles::warps,
+           sizeof(float) * static_cast<size_t>(2 * ssd_chunk + s.stages * Tiles::stage), s);
+  };
   if (s.Np == 16)
-    launch(ctx, ssd_states_kernel<precision, 1, 2>, grid, threads, shared, s);
+    s.slice == 128 ? start.template operator()<16, 128>() : start.template operator()<16, 32>();
+  else if (s.Np == 64)
+    s.slice == 128 ? start.template operator()<64, 128>() : start.template operator()<64, 32>();
   else
-    launch(ctx, ssd_states_kernel<precision, 2, 4>, grid, threads, shared, s);
+    start.template operator()<128, 64>();
 }
 
 }  // namespace eigentrace::kernels

@@ -8,27 +8,47 @@
 namespace eigentrace::kernels {
 namespace {
 
-/// Rows of swizzled matrices: a multiple of 32 floats.
-ET_HD constexpr int row_room(int width) { return (width + 31) / 32 * 32; }
-
 /// Copies n rows of one chunk, `width` columns of them, to [64, ld]; zeros after them, up to `room` columns.
-__device__ __forceinline__ void stage_rows(float* to, int ld, const float* from, int64_t stride, int n,
-                                           int width, int room, bool aligned) {
-  // One division, then rows in steps: the loop itself only adds.
-  const int width_of = aligned ? 4 : 1, across = room / width_of,
-            step = static_cast<int>(blockDim.x) / across;
-  const int column = static_cast<int>(threadIdx.x) % across * width_of;
-  int row = static_cast<int>(threadIdx.x) / across;
-  if (row >= step) return;
-  const float* x = from + row * stride + column;
-  const bool inside = column < width;
-  for (; row < ssd_chunk; row += step, x += step * stride) {
-    const bool valid = inside && row < n;
-    float* at = to + swizzled(row, column, ld);
-    if (aligned)
-      copy_async_16(at, valid ? x : from, valid);
-    else
-      *at = valid ? *x : 0.0f;
+template <int threads, int room, int ld>
+__device__ __forceinline__ void stage_rows(float* to, const float* from, int64_t stride, int n, int width,
+                                           bool aligned) {
+  const int tid = static_cast<int>(threadIdx.x);
+  if (aligned) {
+    constexpr int across = room / 4, step = threads / across;
+    static_assert(step > 0 && ssd_chunk % step == 0);
+    const int column = tid % across * 4, first = tid / across;
+    const float* x = from + first * stride + column;
+    float* at = to + swizzled(first, column, ld);
+    // Rows a multiple of 8 apart are swizzled alike.
+    if constexpr (step % 8 == 0) {
+#pragma unroll
+      for (int row = 0; row < ssd_chunk; row += step, x += step * stride) {
+        const bool valid = column < width && first + row < n;
+        copy_async_16(at + row * ld, valid ? x : from, valid);
+      }
+    } else {
+#pragma unroll
+      for (int row = 0; row < ssd_chunk; row += step, x += step * stride) {
+        const bool valid = column < width && first + row < n;
+        copy_async_16(to + swizzled(first + row, column, ld), valid ? x : from, valid);
+      }
+    }
+  } else {
+    for (int e = tid; e < ssd_chunk * room; e += threads) {
+      const int row = e / room, column = e % room;
+      to[swizzled(row, column, ld)] = column < width && row < n ? from[row * stride + column] : 0.0f;
+    }
+  }
+}
+
+/// Copies a state, [rows, ld] dense, or `ld` columns of rows `stride` apart.
+template <int threads, int rows, int ld>
+__device__ __forceinline__ void stage_state(float* to, const float* from, int stride) {
+#pragma unroll
+  for (int e = 0; e < rows * ld / 4; e += threads) {
+    const int at = e + static_cast<int>(threadIdx.x), row = at / (ld / 4), column = at % (ld / 4) * 4;
+    if (rows * ld / 4 % threads == 0 || at < rows * ld / 4)
+      copy_async_16(to + swizzled(row, column, ld), from + row * stride + column);
   }
 }
 
@@ -43,21 +63,42 @@ __device__ __forceinline__ void prefetch(const void* x, int64_t bytes) {
 #endif
 }
 
-/// d += A B for k from `first` to `last`: load_a(a, k), load_b(b, j, k) for columns 8 j of the tile.
-template <class F, int nt, class LoadA, class LoadB>
-__device__ __forceinline__ void multiply_tile(float (&d)[nt][4], int first, int last, const LoadA& load_a,
-                                              const LoadB& load_b) {
-#pragma unroll 2
-  for (int k = first; k < last; k += F::depth) {
-    typename F::A a;
-    load_a(a, k);
+/// d += A B over `depth` of k in blocks of 32: load_a(a, k, i), load_b(b, j, k, i) at eight i of the block at
+/// k, for eight j of the tile's columns.
+template <class F, int nt, int depth, class LoadA, class LoadB>
+__device__ __forceinline__ void multiply_tile(float (&d)[nt][4], const LoadA& load_a, const LoadB& load_b) {
+  constexpr int block = depth < 32 ? depth : 32;
+#pragma unroll 1
+  for (int k = 0; k < depth; k += block)
 #pragma unroll
-    for (int j = 0; j < nt; ++j) {
-      typename F::B b;
-      load_b(b, j, k);
-      F::multiply(d[j], a, b);
+    for (int i = 0; i < block / 8; i += F::depth / 8) {
+      typename F::A a;
+      load_a(a, k, i);
+#pragma unroll
+      for (int j = 0; j < nt; ++j) {
+        typename F::B b;
+        load_b(b, j, k, i);
+        F::multiply(d[j], a, b);
+      }
     }
-  }
+}
+/// The same for k from `first` to `last`, in blocks of 16.
+template <class F, int nt, class LoadA, class LoadB>
+__device__ __forceinline__ void multiply_range(float (&d)[nt][4], int first, int last, const LoadA& load_a,
+                                               const LoadB& load_b) {
+#pragma unroll 1
+  for (int k = first; k < last; k += 16)
+#pragma unroll
+    for (int i = 0; i < 2; i += F::depth / 8) {
+      typename F::A a;
+      load_a(a, k, i);
+#pragma unroll
+      for (int j = 0; j < nt; ++j) {
+        typename F::B b;
+        load_b(b, j, k, i);
+        F::multiply(d[j], a, b);
+      }
+    }
 }
 
 /// Sums over the four lanes of a row, and over the eight of a column.
@@ -101,21 +142,28 @@ struct ChunkSteps {
   float2 sum[ssd_chunk];
   float weight[ssd_chunk], fade[ssd_chunk], to_end[ssd_chunk], row[ssd_chunk];
 
-  /// By threads 0 to 63.
-  __device__ __forceinline__ void load(const SsdPass& s, int b, int h, int c, int i) {
+  struct Own {
+    float2 sum;
+    float weight, fade, to_end, row;
+  };
+  static __device__ __forceinline__ Own read(const SsdPass& s, int b, int h, int c, int i) {
     const int64_t at = ((int64_t{b} * s.H + h) * s.chunks + c) * ssd_chunk + i,
                   t = int64_t{c} * ssd_chunk + i;
-    if (s.decays || s.weighs) {
-      sum[i] = s.f.sum[at], weight[i] = s.f.weight[at], fade[i] = s.f.fade[at], to_end[i] = s.f.to_end[at];
-    } else {
-      sum[i] = {0, 0}, weight[i] = fade[i] = to_end[i] = 1;
-    }
-    row[i] = t < s.steps ? s.row.at(b, t, h) : 0.0f;
+    const float row = t < s.steps ? s.row.at(b, t, h) : 0.0f;
+    if (!s.decays && !s.weighs) return {{0, 0}, 1, 1, 1, row};
+    return {s.f.sum[at], s.f.weight[at], s.f.fade[at], s.f.to_end[at], row};
+  }
+  __device__ __forceinline__ void put(const Own& x, int i) {
+    sum[i] = x.sum, weight[i] = x.weight, fade[i] = x.fade, to_end[i] = x.to_end, row[i] = x.row;
+  }
+  /// By threads 0 to 63.
+  __device__ __forceinline__ void load(const SsdPass& s, int b, int h, int c, int i) {
+    put(read(s, b, h, c, i), i);
   }
   /// exp(A_i − A_j)
   __device__ __forceinline__ float between(int i, int j) const {
     const float2 own = sum[i], other = sum[j];
-    return expf((own.x - other.x) + (own.y - other.y));
+    return exp2f((own.x - other.x) + (own.y - other.y));
   }
 };
 
