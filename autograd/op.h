@@ -14,6 +14,7 @@ namespace eigentrace {
   X(split, "views of ranges of the last axis")                            \
   X(concat, "parts side by side on the last axis")                        \
   /* ops_pointwise.h */                                                   \
+  X(cast, "y = x in another type")                                        \
   X(unary, "y = f(x), f in a table")                                      \
   X(binary, "y = a ∘ b, broadcast, ∘ in + − × ÷")                         \
   X(scale, "y = c x")                                                     \

@@ -138,6 +138,13 @@ std::vector<OpCase> op_cases_pointwise() {
                                          {normal_tensor(rng, shape, device)},
                                          {"x"}};
                      }});
+  cases.push_back({"cast: to the type of arithmetic", Op::cast, [](uint64_t seed, Device device) {
+                     Rng rng(seed);
+                     const Shape shape{odd_size(rng, 63), odd_size(rng)};
+                     return OpInstance{[](Tape&, const Values& in) { return Values{scale(widen(in[0]), 3)}; },
+                                       {normal_tensor(rng, shape, device)},
+                                       {"x"}};
+                   }});
   cases.push_back({"sum: long enough for several blocks", Op::sum, [](uint64_t seed, Device device) {
                      Rng rng(seed);
                      return OpInstance{[](Tape&, const Values& in) {

@@ -14,7 +14,8 @@ Attended softmax_attention(const Var& q, const Var& k, const Var& v, double scal
   Tape& tape = q.tape();
   Context& ctx = tape.ctx();
   const uint32_t op = dropout > 0 ? tape.next_random_op() : 0;
-  Tensor y = ctx.empty(v.shape(), v.dtype()), lse = ctx.empty(q.shape().without(3), q.dtype());
+  Tensor y = ctx.empty(v.shape(), v.dtype()),
+         lse = ctx.empty(q.shape().without(3), arithmetic_type(q.dtype()));
   kernels::softmax_attention(ctx, q.value(), k.value(), v.value(), scale, dropout, op, y, lse);
   const Var result = tape.record(Op::softmax_attention, y, {q, k, v}, [=](Backward& b) {
     Tensor dq = b.destination(q.ref()), dk = b.destination(k.ref()), dv = b.destination(v.ref());
@@ -29,7 +30,7 @@ namespace {
 
 bool fused(const Var& q, const Var& v) {
   return q.rank() == 4 && v.rank() == 4 &&
-         kernels::attention_is_fused(q.ctx(), q.dtype(), q.dim(3), v.dim(3));
+         kernels::attention_is_fused(q.ctx(), arithmetic_type(q.dtype()), q.dim(3), v.dim(3));
 }
 
 }  // namespace
@@ -70,7 +71,7 @@ Var ssd(const Var& q, const Var& k, const Var& v, const Var& log_a, const Var& w
 
 Var attention_normaliser(const Var& q, const Var& k) {
   if (q.rank() != 4) fail("attention_normaliser: q [B, T, H, N] expected, found " + to_string(q.value()));
-  Tensor log_eta = q.ctx().empty(q.shape().without(3), q.dtype());
+  Tensor log_eta = q.ctx().empty(q.shape().without(3), arithmetic_type(q.dtype()));
   kernels::attention_normaliser(q.ctx(), q.value(), k.value(), log_eta);
   return q.tape().record(Op::attention_normaliser, log_eta, {q, k}, [=](Backward& b) {
     Tensor dq = b.destination(q.ref()), dk = b.destination(k.ref());
@@ -109,7 +110,8 @@ Normalised linear_attention(const Var& q, const Var& k, const Var& v) {
     return {divide_by_eta(ssd(q, k, v, {}, {}), log_eta), log_eta.value()};
   }
   Context& ctx = q.ctx();
-  Tensor y = ctx.empty(v.shape(), v.dtype()), log_eta = ctx.empty(v.shape().without(3), v.dtype());
+  Tensor y = ctx.empty(v.shape(), v.dtype()),
+         log_eta = ctx.empty(v.shape().without(3), arithmetic_type(v.dtype()));
   Tensor kept;
   if (q.tape().recording()) kept = kernels::linear_attention_kept(ctx, q.value(), v.value());
   kernels::linear_attention(ctx, q.value(), k.value(), v.value(), y, log_eta, kept);

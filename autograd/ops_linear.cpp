@@ -4,6 +4,19 @@
 #include "tensor/kernels.h"
 
 namespace eigentrace {
+namespace {
+
+/// The weight in x's type, its layout kept.
+Tensor weight_beside(const Var& x, const Tensor& weight) {
+  if (weight.dtype() == x.dtype() || x.dtype() != DType::bf16) return weight;
+  const bool turned = !weight.contiguous() && weight.transpose(0, 1).contiguous();
+  const Tensor from = turned ? weight.transpose(0, 1) : weight;
+  Tensor w = x.ctx().empty(from.shape(), x.dtype());
+  kernels::cast(x.ctx(), from, w);
+  return turned ? w.transpose(0, 1) : w;
+}
+
+}  // namespace
 
 Var linear(const Var& x, const Var& weight, const Var& bias) {
   if (x.rank() < 1 || weight.rank() != 2)
@@ -12,16 +25,18 @@ Var linear(const Var& x, const Var& weight, const Var& bias) {
   Shape shape = x.shape();
   shape[-1] = weight.dim(0);
   Tensor y = kernels::empty_rows(x.ctx(), shape, x.dtype());
-  kernels::linear(x.ctx(), x.value(), weight.value(), bias.value(), y);
-  return x.tape().record(Op::linear, y, {x, weight, bias}, [x, weight, bias = bias.ref()](Backward& b) {
-    b.gradient(x, [&](Tensor& dx) { kernels::linear_backward_input(b.ctx(), b.dy(), weight.value(), dx); });
-    Tensor dw = b.destination(weight.ref()), db = b.destination(bias);
-    if (dw.defined())
-      kernels::linear_backward_weight(b.ctx(), b.dy(), x.value(), dw, db);
-    else if (db.defined())
-      kernels::linear_backward_bias(b.ctx(), b.dy(), db);
-    b.commit(weight.ref(), dw), b.commit(bias, db);
-  });
+  const Tensor w = weight_beside(x, weight.value());
+  kernels::linear(x.ctx(), x.value(), w, bias.value(), y);
+  return x.tape().record(
+      Op::linear, y, {x, weight, bias}, [x, w, weight = weight.ref(), bias = bias.ref()](Backward& b) {
+        b.gradient(x, [&](Tensor& dx) { kernels::linear_backward_input(b.ctx(), b.dy(), w, dx); });
+        Tensor dw = b.destination(weight), db = b.destination(bias);
+        if (dw.defined())
+          kernels::linear_backward_weight(b.ctx(), b.dy(), x.value(), dw, db);
+        else if (db.defined())
+          kernels::linear_backward_bias(b.ctx(), b.dy(), db);
+        b.commit(weight, dw), b.commit(bias, db);
+      });
 }
 
 Var matmul(const Var& a, const Var& b) {

@@ -9,9 +9,11 @@ namespace eigentrace {
 namespace {
 
 void check(const char* op, const Var& x, const Var& parameter, const char* what) {
-  if (x.rank() == 0 || !(parameter.shape() == Shape{x.dim(-1)}) || parameter.dtype() != x.dtype())
-    fail(fmt::format("{}: {}: {}[{}] expected for x {}, found {}", op, what, name_of(x.dtype()),
-                     x.rank() == 0 ? 0 : x.dim(-1), to_string(x.value()), to_string(parameter.value())));
+  if (x.rank() == 0 || !(parameter.shape() == Shape{x.dim(-1)}) ||
+      parameter.dtype() != arithmetic_type(x.dtype()))
+    fail(fmt::format("{}: {}: {}[{}] expected for x {}, found {}", op, what,
+                     name_of(arithmetic_type(x.dtype())), x.rank() == 0 ? 0 : x.dim(-1), to_string(x.value()),
+                     to_string(parameter.value())));
 }
 
 Shape rows_shape(const Var& x) { return {x.dim(-1) == 0 ? 0 : x.value().numel() / x.dim(-1)}; }
@@ -37,8 +39,8 @@ Var layer_norm(const Var& x, const Var& weight, const Var& bias, double epsilon)
   kernels::NormForward n{.x = x.value(), .weight = weight.value(), .bias = bias.value()};
   n.epsilon = epsilon;
   n.y = ctx.empty(x.shape(), x.dtype());
-  n.mean = ctx.empty(rows_shape(x), x.dtype());
-  n.rstd = ctx.empty(rows_shape(x), x.dtype());
+  n.mean = ctx.empty(rows_shape(x), weight.dtype());
+  n.rstd = ctx.empty(rows_shape(x), weight.dtype());
   kernels::layer_norm(ctx, n);
   return x.tape().record(
       Op::layer_norm, n.y, {x, weight, bias},
@@ -59,7 +61,7 @@ Var rms_norm(const Var& x, const Var& weight, double epsilon) {
   kernels::NormForward n{.x = x.value(), .weight = weight.value()};
   n.epsilon = epsilon;
   n.y = ctx.empty(x.shape(), x.dtype());
-  n.rstd = ctx.empty(rows_shape(x), x.dtype());
+  n.rstd = ctx.empty(rows_shape(x), weight.dtype());
   kernels::layer_norm(ctx, n);
   return x.tape().record(Op::rms_norm, n.y, {x, weight}, [x, weight, rstd = n.rstd](Backward& b) {
     kernels::NormBackward g{.x = x.value(), .weight = weight.value(), .rstd = rstd, .dy = b.dy()};
@@ -85,8 +87,8 @@ ResidualNorm residual_layer_norm(const Var& x, const Var& branch, double dropout
   n.epsilon = epsilon, n.p = dropout, n.random_op = random_op;
   n.sum = ctx.empty(x.shape(), x.dtype());
   n.y = ctx.empty(x.shape(), x.dtype());
-  n.mean = ctx.empty(rows_shape(x), x.dtype());
-  n.rstd = ctx.empty(rows_shape(x), x.dtype());
+  n.mean = ctx.empty(rows_shape(x), weight.dtype());
+  n.rstd = ctx.empty(rows_shape(x), weight.dtype());
   kernels::layer_norm(ctx, n);
   const VarRef refs[] = {x.ref(), branch.ref(), weight.ref(), bias.ref()};
   const auto backward = [x = x.ref(), branch = branch.ref(), weight, bias = bias.ref(), sum = n.sum,
@@ -128,14 +130,14 @@ Var batch_norm_of(kernels::BatchNorm n, const Var& x, const Var& weight, const V
   check("batch_norm", x, weight, "weight");
   check("batch_norm", x, bias, "bias");
   for (const Tensor& running : {n.running_mean, n.running_var})
-    if (running.defined() ? !(running.shape() == weight.shape()) || running.dtype() != x.dtype()
+    if (running.defined() ? !(running.shape() == weight.shape()) || running.dtype() != weight.dtype()
                           : !n.training)
-      fail(fmt::format("batch_norm: running statistics {}[{}] expected, found {}", name_of(x.dtype()),
+      fail(fmt::format("batch_norm: running statistics {}[{}] expected, found {}", name_of(weight.dtype()),
                        x.dim(-1), to_string(running)));
   Context& ctx = x.ctx();
   n.y = ctx.empty(x.shape(), x.dtype());
-  if (n.training) n.mean = ctx.empty(weight.shape(), x.dtype());
-  n.rstd = ctx.empty(weight.shape(), x.dtype());
+  if (n.training) n.mean = ctx.empty(weight.shape(), weight.dtype());
+  n.rstd = ctx.empty(weight.shape(), weight.dtype());
   if (!n.training) n.mean = n.running_mean;
   kernels::batch_norm(ctx, n);
   return x.tape().record(

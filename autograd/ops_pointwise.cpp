@@ -6,6 +6,17 @@
 
 namespace eigentrace {
 
+Var cast(const Var& x, DType dtype) {
+  if (x.dtype() == dtype) return x;
+  Tensor y = x.ctx().empty(x.shape(), dtype);
+  kernels::cast(x.ctx(), x.value(), y);
+  return x.tape().record(Op::cast, y, {x}, [x = x.ref()](Backward& b) {
+    b.gradient(x, [&](Tensor& dx) { kernels::cast(b.ctx(), b.dy(), dx); });
+  });
+}
+
+Var activations(const Var& x) { return cast(x, x.ctx().activation_type(x.dtype())); }
+
 Var unary(Unary f, const Var& x) {
   Tensor y = x.ctx().empty_like(x.value());
   kernels::unary(x.ctx(), f, x.value(), y);
@@ -45,6 +56,8 @@ void sum_to(Context& ctx, Tensor g, Tensor& dx) {
 }  // namespace
 
 Var binary(Binary f, const Var& a, const Var& b) {
+  if (a.dtype() != b.dtype() && (a.dtype() == DType::bf16 || b.dtype() == DType::bf16))
+    return binary(f, widen(a), widen(b));
   if (a.dtype() != b.dtype())
     fail(fmt::format("{}: operands of one type expected, found {} and {}", name_of(f), to_string(a.value()),
                      to_string(b.value())));

@@ -8,10 +8,19 @@ namespace eigentrace {
 using kernels::Binary;
 using kernels::Unary;
 
+/// y = x in another floating type (float32 and bf16); x itself if it has it. The gradient is cast back.
+Var cast(const Var& x, DType dtype);
+/// x as what ops hand to each other in this context (Context::activation_type): where a float32 value becomes
+/// one of a model's activations.
+Var activations(const Var& x);
+/// x in float32 if it is bf16: numbers per head, decays, losses.
+inline Var widen(const Var& x) { return cast(x, arithmetic_type(x.dtype())); }
+
 /// y = f(x), any shape. Kept for backward: x.
 Var unary(Unary f, const Var& x);
 
-/// y = a ∘ b with NumPy's broadcasting; da and db are summed over the axes they were broadcast along.
+/// y = a ∘ b with NumPy's broadcasting; da and db are summed over the axes they were broadcast along. bf16
+/// beside float32 is widened.
 /// Kept: a and b (× and ÷), nothing (+ and −).
 Var binary(Binary f, const Var& a, const Var& b);
 inline Var add(const Var& a, const Var& b) { return binary(Binary::add, a, b); }

@@ -18,7 +18,7 @@ Var embedding(const Var& table, const Tokens& tokens, const Var& positions, cons
   if (bias.defined() && !(bias.shape() == Shape{width}))
     fail(fmt::format("embedding: bias [{}] expected, found {}", width, to_string(bias.value())));
   Context& ctx = table.ctx();
-  Tensor y = ctx.empty(shape, table.dtype());
+  Tensor y = ctx.empty(shape, ctx.activation_type(table.dtype()));
   kernels::embedding(ctx, tokens.ids, table.value(), positions.value(), bias.value(), y);
   return table.tape().record(Op::embedding, y, {table, positions, bias},
                              [table = table.ref(), positions = positions.ref(), bias = bias.ref(), tokens,

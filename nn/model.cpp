@@ -1,18 +1,19 @@
 #include "nn/model.h"
 
 #include "autograd/ops_linear.h"
+#include "autograd/ops_pointwise.h"
 
 namespace eigentrace {
 
 Var Model::output(Forward& forward, const ModelInput& input) const {
-  Var y = features(forward, input);
+  Var y = widen(features(forward, input));
   const OutputLayer last = output_layer(forward);
   if (last.weight.defined()) y = linear(y, last.weight, last.bias);
   return log_softmax_output() ? log_softmax(y) : y;
 }
 
 Loss Model::loss(Forward& forward, const ModelInput& input, const Labels& labels) const {
-  const Var x = features(forward, input);
+  const Var x = widen(features(forward, input));
   const OutputLayer last = output_layer(forward);
   forward.tape.set_scope("loss");
   if (!last.weight.defined()) return cross_entropy(x, labels);

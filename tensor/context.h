@@ -11,7 +11,7 @@ namespace eigentrace {
 
 /// How float32 matrix products are computed; all but fp32 exist on the GPU only and only when asked for.
 /// tf32x3: operands split in two TF32 parts, three products, float32's accuracy. bf16: operands rounded to
-/// bf16. Sums are float32 always.
+/// bf16, and activations kept in it (activation_type). Sums are float32 always.
 enum class Precision : unsigned char { fp32, tf32, tf32x3, bf16 };
 
 const char* name_of(Precision precision);
@@ -36,6 +36,11 @@ class Context {
   Precision precision = Precision::fp32;
   /// Of the products inside softmax attention; unset: `precision`.
   std::optional<Precision> attention_precision;
+  /// The type of what a float32 model's ops hand to each other: bf16 where that is the precision. Parameters,
+  /// gradients of them, statistics, decays, states inside a recurrence and losses stay as they are.
+  DType activation_type(DType dtype) const {
+    return precision == Precision::bf16 && dtype == DType::f32 ? DType::bf16 : dtype;
+  }
   /// Fill step memory with NaN when it is handed out, so that a kernel which forgets to write is seen
   /// (tests).
   bool poison = false;

@@ -24,7 +24,7 @@ void check(cublasStatus_t status, const char* call, const std::string& what) {
 }
 
 /// Everything that the choice of an algorithm depends on.
-using Key = std::array<int64_t, 19>;
+using Key = std::array<int64_t, 21>;
 
 /// Descriptors and algorithm of a product; `found` false: cuBLASLt has none.
 struct Plan {
@@ -42,11 +42,14 @@ struct Blas {
 };
 
 template <class T>
-constexpr cudaDataType_t type_of = sizeof(T) == 8 ? CUDA_R_64F : CUDA_R_32F;
+constexpr cudaDataType_t type_of = sizeof(T) == 8   ? CUDA_R_64F
+                                   : sizeof(T) == 2 ? CUDA_R_16BF
+                                                    : CUDA_R_32F;
 
 template <class T>
 cublasComputeType_t compute_type(Precision precision) {
   if (sizeof(T) == 8) return CUBLAS_COMPUTE_64F;
+  if (sizeof(T) == 2) return CUBLAS_COMPUTE_32F;
   if (precision == Precision::tf32) return CUBLAS_COMPUTE_32F_FAST_TF32;
   if (precision == Precision::bf16) return CUBLAS_COMPUTE_32F_FAST_16BF;
   return CUBLAS_COMPUTE_32F;
@@ -58,12 +61,12 @@ int64_t alignment(const void* address) {
   return static_cast<int64_t>(bits & (~bits + 1));
 }
 
-template <class T>
-std::string describe(const Product<T>& p) {
+template <class T, class Out>
+std::string describe(const Product<T, Out>& p) {
   const auto turned = [](bool transposed) { return transposed ? "ᵀ" : ""; };
   return "[" + std::to_string(p.M) + ", " + std::to_string(p.K) + "]" + turned(p.a.transposed) + " [" +
          std::to_string(p.K) + ", " + std::to_string(p.N) + "]" + turned(p.b.transposed) + ", batch " +
-         std::to_string(p.batch) + (sizeof(T) == 8 ? ", f64" : ", f32") + (p.bias ? ", bias" : "");
+         std::to_string(p.batch) + ", " + name_of(dtype_of<T>()) + (p.bias ? ", bias" : "");
 }
 
 template <class T>
@@ -95,11 +98,12 @@ void set(cublasLtMatmulDesc_t operation, cublasLtMatmulDescAttributes_t attribut
 
 /// Asks cuBLASLt's heuristics for the algorithm. Its A is our B, so that its column-major result is our
 /// row-major one.
-template <class T>
-Plan make_plan(const Blas& blas, const Product<T>& p, cublasComputeType_t compute) {
+template <class T, class Out>
+Plan make_plan(const Blas& blas, const Product<T, Out>& p, cublasComputeType_t compute) {
   const std::string what = describe(p);
   Plan plan;
-  check(cublasLtMatmulDescCreate(&plan.operation, compute, type_of<T>), "cublasLtMatmulDescCreate", what);
+  check(cublasLtMatmulDescCreate(&plan.operation, compute, type_of<Arithmetic<T>>),
+        "cublasLtMatmulDescCreate", what);
   set(plan.operation, CUBLASLT_MATMUL_DESC_TRANSA, p.b.transposed ? CUBLAS_OP_T : CUBLAS_OP_N, what);
   set(plan.operation, CUBLASLT_MATMUL_DESC_TRANSB, p.a.transposed ? CUBLAS_OP_T : CUBLAS_OP_N, what);
   if (p.bias) {
@@ -136,8 +140,8 @@ Plan make_plan(const Blas& blas, const Product<T>& p, cublasComputeType_t comput
   return plan;
 }
 
-template <class T>
-const Plan& plan_of(Blas& blas, const Product<T>& p, cublasComputeType_t compute) {
+template <class T, class Out>
+const Plan& plan_of(Blas& blas, const Product<T, Out>& p, cublasComputeType_t compute) {
   const Key key{p.M,
                 p.N,
                 p.K,
@@ -153,6 +157,8 @@ const Plan& plan_of(Blas& blas, const Product<T>& p, cublasComputeType_t compute
                 p.bias != nullptr,
                 p.beta != 0,
                 compute,
+                type_of<T>,
+                type_of<Out>,
                 alignment(p.a.data),
                 alignment(p.b.data),
                 alignment(p.c.data),
@@ -163,8 +169,8 @@ const Plan& plan_of(Blas& blas, const Product<T>& p, cublasComputeType_t compute
 }
 
 /// True iff cuBLASLt has an algorithm; then it is started.
-template <class T>
-bool try_product(Blas& blas, const Product<T>& p, cublasComputeType_t compute) {
+template <class T, class Out>
+bool try_product(Blas& blas, const Product<T, Out>& p, cublasComputeType_t compute) {
   const Plan& plan = plan_of(blas, p, compute);
   if (!plan.found) return false;
   cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
@@ -180,24 +186,24 @@ bool try_product(Blas& blas, const Product<T>& p, cublasComputeType_t compute) {
 }
 
 /// C = beta C + bias: what is left of a product without the product.
-template <class T>
+template <class T, class Out>
 struct StartFrom {
-  Matrix<T> c;
+  Matrix<Out> c;
   int64_t M, N, step;
-  T beta;
-  const T* bias;
+  Arithmetic<T> beta;
+  const Out* bias;
   int64_t bias_stride;
   ET_HD void operator()(int64_t i) const {
     const int64_t column = i % N, row = i / N % M;
-    T& element = c.data[i / N / M * step + (c.transposed ? column * c.ld + row : row * c.ld + column)];
-    const T start = bias ? bias[column * bias_stride] : T(0);
-    element = beta == 0 ? start : beta * element + start;
+    Out& element = c.data[i / N / M * step + (c.transposed ? column * c.ld + row : row * c.ld + column)];
+    const Arithmetic<T> start = bias ? Arithmetic<T>(bias[column * bias_stride]) : Arithmetic<T>(0);
+    element = beta == 0 ? start : beta * Arithmetic<T>(element) + start;
   }
 };
-template <class T>
-void start_from(Context& ctx, const Product<T>& p) {
+template <class T, class Out>
+void start_from(Context& ctx, const Product<T, Out>& p) {
   for_each_index(ctx, p.M * p.N * p.batch,
-                 StartFrom<T>{p.c, p.M, p.N, p.c_step, p.beta, p.bias, p.bias_stride});
+                 StartFrom<T, Out>{p.c, p.M, p.N, p.c_step, p.beta, p.bias, p.bias_stride});
 }
 
 /// True iff cuBLASLt gives a float32 product to tensor cores: all rows are whole 16 bytes.
@@ -247,10 +253,10 @@ bool reads_once(const Context& ctx, int64_t M, int64_t N) {
 
 }  // namespace
 
-template <class T>
-void cuda_gemm(Context& ctx, const Product<T>& product) {
+template <class T, class Out>
+void cuda_gemm(Context& ctx, const Product<T, Out>& product) {
   if (product.c.transposed && !product.bias) {  // Cᵀ = Bᵀ Aᵀ
-    Product<T> p = product;
+    Product<T, Out> p = product;
     std::swap(p.M, p.N), std::swap(p.a_step, p.b_step);
     p.a = product.b.t(), p.b = product.a.t(), p.c = product.c.t();
     return cuda_gemm(ctx, p);
@@ -265,7 +271,7 @@ void cuda_gemm(Context& ctx, const Product<T>& product) {
   if ((!product.bias || fusable) && try_product(blas, product, wanted)) return;
   if (product.bias) {  // no such epilogue: the bias first, the product on top
     start_from(ctx, product);
-    Product<T> p = product;
+    Product<T, Out> p = product;
     p.bias = nullptr, p.beta = 1;
     return cuda_gemm(ctx, p);
   }
@@ -276,6 +282,7 @@ void cuda_gemm(Context& ctx, const Product<T>& product) {
 }
 template void cuda_gemm(Context&, const Product<float>&);
 template void cuda_gemm(Context&, const Product<double>&);
+template void cuda_gemm(Context&, const Product<BFloat16>&);
 
 int64_t cuda_long_scratch(const Context& ctx, DType dtype, int64_t M, int64_t N, int64_t K, bool sums) {
   const int64_t blas = sums ? kernels::column_sum_pieces(K) * M : 0;
@@ -283,8 +290,9 @@ int64_t cuda_long_scratch(const Context& ctx, DType dtype, int64_t M, int64_t N,
   return std::max({blas, tc_long_scratch(M, N, K, sums), outer_scratch(M, N, K, sums)});
 }
 
-template <class T>
-void cuda_gemm_long(Context& ctx, const Product<T>& product, T* sums, int64_t sums_stride, T* scratch) {
+template <class T, class Out>
+void cuda_gemm_long(Context& ctx, const Product<T, Out>& product, std::type_identity_t<Out>* sums,
+                    int64_t sums_stride, std::type_identity_t<Out>* scratch) {
   const int64_t M = product.M, N = product.N, K = product.K;
   if (M <= 0) return;
   if constexpr (sizeof(T) == 4)
@@ -303,6 +311,7 @@ void cuda_gemm_long(Context& ctx, const Product<T>& product, T* sums, int64_t su
 }
 template void cuda_gemm_long(Context&, const Product<float>&, float*, int64_t, float*);
 template void cuda_gemm_long(Context&, const Product<double>&, double*, int64_t, double*);
+template void cuda_gemm_long(Context&, const Product<BFloat16, float>&, float*, int64_t, float*);
 
 void* make_cuda_blas(void* stream) {
   auto* blas = new Blas;

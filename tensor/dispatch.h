@@ -26,6 +26,16 @@ void dispatch_floating(const Context& ctx, const char* kernel, DType dtype, Body
     fail(std::string(kernel) + ": elements of f32 or f64 expected, found " + name_of(dtype));
 }
 
+/// As dispatch_floating, for kernels that read and write bf16 too: body.operator()<BFloat16>(), on CUDA only.
+template <class Body>
+void dispatch_stored(const Context& ctx, const char* kernel, DType dtype, Body&& body) {
+  if (dtype != DType::bf16) return dispatch_floating(ctx, kernel, dtype, body);
+  if (!ctx.device().is_cuda()) fail(std::string(kernel) + ": bf16 exists on a GPU only");
+#ifdef EIGENTRACE_WITH_CUDA
+  if (!ctx.dry()) body.template operator()<BFloat16>();
+#endif
+}
+
 /// Runs on the CPU what has no CUDA body yet: an error that says so, instead of a silent wrong device.
 inline void require_cpu(const Context& ctx, const char* kernel) {
   if (ctx.device().is_cuda()) fail(std::string(kernel) + ": has no CUDA body yet; use --device cpu");

@@ -59,12 +59,18 @@ struct DropoutStream {
   ET_HD T factor(int64_t element) const {
     return factors<T, 1>(element).x[0];
   }
-  /// Those of elements `element` … + width − 1; width 1, or `element` a multiple of width ≤ 4: one call of
-  /// Philox.
+  /// Those of elements `element` … + width − 1; width 1, or `element` a multiple of width ≤ 8: one call
+  /// of Philox.
   template <class T, int width>
   ET_HD Vec<T, width> factors(int64_t element) const {
-    static_assert(width == 1 || width == 2 || width == 4);
+    static_assert(width == 1 || width == 2 || width == 4 || width == 8);
     const Philox4 w = words(element >> 3);
+    if constexpr (width == 8) {
+      Vec<T, width> f;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) f.x[i] = keeps(w.x[i / 2], i % 2) ? T(keep_scale) : T(0);
+      return f;
+    }
     // no index that the compiler does not know: words stay in registers
     const uint32_t low = element & 4 ? w.x[2] : w.x[0], high = element & 4 ? w.x[3] : w.x[1];
     const uint32_t first = width < 4 && element & 2 ? high : low;

@@ -3,9 +3,12 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "tensor/bfloat16.h"
+
 namespace eigentrace {
 
-enum class DType : uint8_t { f32, f64, i32, i64, u8 };
+/// bf16: activations on a GPU (Context::activation_type); parameters and results are never of it.
+enum class DType : uint8_t { f32, f64, i32, i64, u8, bf16 };
 
 constexpr size_t size_of(DType dtype) {
   switch (dtype) {
@@ -19,6 +22,8 @@ constexpr size_t size_of(DType dtype) {
       return 8;
     case DType::u8:
       return 1;
+    case DType::bf16:
+      return 2;
   }
   return 0;
 }
@@ -35,11 +40,17 @@ constexpr const char* name_of(DType dtype) {
       return "i64";
     case DType::u8:
       return "u8";
+    case DType::bf16:
+      return "bf16";
   }
   return "?";
 }
 
-constexpr bool is_floating(DType dtype) { return dtype == DType::f32 || dtype == DType::f64; }
+constexpr bool is_floating(DType dtype) {
+  return dtype == DType::f32 || dtype == DType::f64 || dtype == DType::bf16;
+}
+/// Of sums, statistics and parameters beside operands of `dtype`.
+constexpr DType arithmetic_type(DType dtype) { return dtype == DType::bf16 ? DType::f32 : dtype; }
 
 template <class T>
 constexpr DType dtype_of();
@@ -62,6 +73,10 @@ constexpr DType dtype_of<int64_t>() {
 template <>
 constexpr DType dtype_of<uint8_t>() {
   return DType::u8;
+}
+template <>
+constexpr DType dtype_of<BFloat16>() {
+  return DType::bf16;
 }
 
 }  // namespace eigentrace

@@ -4,7 +4,7 @@
 // On CUDA a thread owns packs of 16 bytes along the last axis: two packs, a pack a row, so that every access
 // is whole and no index is divided where the leading axes are one (a dense operand is cut into rows of 1024).
 // A broadcast operand has step 0 along an axis. Where widths or addresses are no multiple of 16 bytes, packs
-// are single elements, still neighbours in a warp.
+// are single elements, still neighbours in a warp. bf16 operands are eight to a pack and computed in float32.
 #include <algorithm>
 #include <array>
 #include <cstdint>
@@ -42,10 +42,22 @@ struct ElementPlan {
   }
 };
 
-template <class T, int operands>
+template <int operands>
 struct Addresses {
-  T* of[operands];
+  void* of[operands];
 };
+
+template <class To, class From, int width>
+__device__ __forceinline__ Vec<To, width> convert(const Vec<From, width>& x) {
+  if constexpr (std::is_same_v<To, From>) {
+    return x;
+  } else {
+    Vec<To, width> y;
+#pragma unroll
+    for (int i = 0; i < width; ++i) y.x[i] = To(x.x[i]);
+    return y;
+  }
+}
 
 /// A pack of several elements steps by 1 or 0; `valid` < width of them exist where a dense operand ends.
 template <class T, int width>
@@ -76,10 +88,11 @@ __device__ __forceinline__ void apply_to_pack(const F& f, [[maybe_unused]] int64
   }
 }
 
-template <int width, int packs, int inputs, int outputs, class T, class F>
+template <int width, int packs, int inputs, int outputs, class In, class Out, class F>
 __global__ void __launch_bounds__(256)
     elements_kernel(const __grid_constant__ ElementPlan<inputs + outputs> plan,
-                    Addresses<T, inputs + outputs> address, F f) {
+                    Addresses<inputs + outputs> address, F f) {
+  using T = Arithmetic<In>;
   constexpr int operands = inputs + outputs;
   const int64_t column =
       (static_cast<int64_t>(blockIdx.x % plan.column_tiles) * blockDim.x + threadIdx.x) * width;
@@ -87,7 +100,7 @@ __global__ void __launch_bounds__(256)
       static_cast<int64_t>(blockIdx.x / plan.column_tiles) * (blockDim.y * packs) + threadIdx.y;
   const std::make_index_sequence<inputs> each;
   int64_t at[packs][operands];
-  Vec<T, width> x[packs][inputs > 0 ? inputs : 1];
+  Vec<In, width> x[packs][inputs > 0 ? inputs : 1];
   int valid[packs];
 #pragma unroll
   for (int k = 0; k < packs; ++k) {
@@ -101,15 +114,20 @@ __global__ void __launch_bounds__(256)
     for (int o = 0; o < operands; ++o) at[k][o] += column * plan.step[o];
 #pragma unroll
     for (int o = 0; o < inputs; ++o)
-      x[k][o] = load_stepped<T, width>(address.of[o] + at[k][o], plan.step[o], valid[k]);
+      x[k][o] =
+          load_stepped<In, width>(static_cast<const In*>(address.of[o]) + at[k][o], plan.step[o], valid[k]);
   }
 #pragma unroll
   for (int k = 0; k < packs; ++k) {
     if (valid[k] == 0) continue;
-    Vec<T, width> y[outputs];
-    apply_to_pack(f, (first + k * blockDim.y) * plan.columns + column, x[k], y, each);
+    Vec<T, width> operand[inputs > 0 ? inputs : 1], y[outputs];
 #pragma unroll
-    for (int o = 0; o < outputs; ++o) store_valid(address.of[inputs + o] + at[k][inputs + o], y[o], valid[k]);
+    for (int o = 0; o < inputs; ++o) operand[o] = convert<T>(x[k][o]);
+    apply_to_pack(f, (first + k * blockDim.y) * plan.columns + column, operand, y, each);
+#pragma unroll
+    for (int o = 0; o < outputs; ++o)
+      store_valid(static_cast<Out*>(address.of[inputs + o]) + at[k][inputs + o], convert<Out>(y[o]),
+                  valid[k]);
   }
 }
 
@@ -150,16 +168,18 @@ ElementPlan<operands> element_plan(const Shape& shape, const std::array<Shape, o
   return plan;
 }
 
-template <int inputs, int outputs, class T, class F>
+template <int inputs, int outputs, class In, class Out, class F>
 void launch_elements(const Context& ctx, ElementPlan<inputs + outputs> plan,
-                     const Addresses<T, inputs + outputs>& address, const F& f) {
-  constexpr int width = vec_width<T>;
+                     const Addresses<inputs + outputs>& address, const F& f) {
+  constexpr int width = std::max(vec_width<In>, vec_width<Out>);
+  constexpr bool single = sizeof(In) <= 4;
   if (plan.limit == 0) return;
   bool wide = plan.columns % width == 0;
   for (int o = 0; o < inputs + outputs && wide; ++o) {
     wide = plan.step[o] == 1 || (plan.step[o] == 0 && o < inputs);
     if (plan.step[o] != 1) continue;
-    wide = wide && aligned_for_vec(address.of[o]);
+    const size_t bytes = width * (o < inputs ? sizeof(In) : sizeof(Out));
+    wide = wide && reinterpret_cast<uintptr_t>(address.of[o]) % bytes == 0;
     for (int axis = 0; axis < plan.leading; ++axis) wide = wide && plan.stride[o][axis] % width == 0;
   }
   const auto start = [&]<int w, int packs>() {
@@ -167,30 +187,30 @@ void launch_elements(const Context& ctx, ElementPlan<inputs + outputs> plan,
     const int64_t x = tiles == 1 ? across : (across + tiles * 32 - 1) / (tiles * 32) * 32, y = 256 / x;
     plan.column_tiles = static_cast<unsigned>(tiles);
     const int64_t blocks = tiles * ((plan.rows + y * packs - 1) / (y * packs));
-    launch(ctx, elements_kernel<w, packs, inputs, outputs, T, F>, static_cast<unsigned>(blocks),
+    launch(ctx, elements_kernel<w, packs, inputs, outputs, In, Out, F>, static_cast<unsigned>(blocks),
            dim3(static_cast<unsigned>(x), static_cast<unsigned>(y)), 0, plan, address, f);
   };
-  if constexpr (sizeof(T) == 4)  // float64 is there to be right: fewer kernels to compile
+  if constexpr (single)  // float64 is there to be right: fewer kernels to compile
     if (wide) return start.template operator()<width, 2>();
-  start.template operator()<1, sizeof(T) == 4 ? 2 : 1>();
+  start.template operator()<1, single ? 2 : 1>();
 }
 
 /// outputs = f(inputs) on CUDA, all of one shape (expand them first). f(x₀, …) returns the one output, or
 /// f.pack(element, x, y) makes a pack of them; `element`: the first one's row-major number.
-template <class T, size_t inputs, size_t outputs, class F>
+template <class In, class Out = In, size_t inputs, size_t outputs, class F>
 void map_elements_cuda(const Context& ctx, const F& f, const std::array<Tensor, inputs>& x,
                        const std::array<Tensor, outputs>& y) {
   constexpr int n = static_cast<int>(inputs + outputs);
   std::array<Shape, n> strides;
-  Addresses<T, n> address;
+  Addresses<n> address;
   size_t o = 0;
-  const auto take = [&](const Tensor& tensor) {
+  const auto take = [&](const Tensor& tensor, void* data) {
     strides[o] = tensor.strides();
-    address.of[o++] = tensor.template data<T>();
+    address.of[o++] = data;
   };
-  for (const Tensor& tensor : x) take(tensor);
-  for (const Tensor& tensor : y) take(tensor);
-  launch_elements<static_cast<int>(inputs), static_cast<int>(outputs), T>(
+  for (const Tensor& tensor : x) take(tensor, tensor.template data<In>());
+  for (const Tensor& tensor : y) take(tensor, tensor.template data<Out>());
+  launch_elements<static_cast<int>(inputs), static_cast<int>(outputs), In, Out>(
       ctx, element_plan<n>(y[0].shape(), strides), address, f);
 }
 #endif
@@ -216,14 +236,16 @@ struct ElementsAtOffsets {
 template <class T, class F, size_t inputs>
 void map_elements_cpu(const Context& ctx, const F& f, const std::array<Tensor, inputs>& x, const Tensor& y) {
   static_assert(inputs <= 3);
-  ElementsAtOffsets<T, F, inputs> at{f, {}, y.data<T>()};
-  const Tensor* operands[4] = {&y, &y, &y, &y};
-  size_t o = 0;
-  for (const Tensor& tensor : x) {
-    at.x[o] = tensor.template data<T>();
-    operands[o++] = &tensor;
+  if constexpr (!std::is_same_v<T, BFloat16>) {
+    ElementsAtOffsets<T, F, inputs> at{f, {}, y.data<T>()};
+    const Tensor* operands[4] = {&y, &y, &y, &y};
+    size_t o = 0;
+    for (const Tensor& tensor : x) {
+      at.x[o] = tensor.template data<T>();
+      operands[o++] = &tensor;
+    }
+    for_each_offset(ctx, strided_index(*operands[0], *operands[1], *operands[2], *operands[3]), at);
   }
-  for_each_offset(ctx, strided_index(*operands[0], *operands[1], *operands[2], *operands[3]), at);
 }
 
 /// y = f(x…) for up to three inputs of y's shape (expand them first).

@@ -118,8 +118,11 @@ struct EluPlusOne {  // the feature map of linear attention: positive
 };
 
 /// body.operator()<F>() for the struct of f.
+#ifdef __CUDACC__
+#pragma nv_exec_check_disable  // on the host the body may be host code
+#endif
 template <class Body>
-void with_function(Unary f, Body&& body) {
+ET_HD void with_function(Unary f, Body&& body) {
   switch (f) {
     case Unary::neg:
       return body.template operator()<Neg>();

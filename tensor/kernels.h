@@ -2,7 +2,8 @@
 // Every kernel of the house, once, by theme. Bodies: kernels/<file>.cu.
 //
 // Conventions. Outputs are allocated by the caller and overwritten (accumulate is the exception its name
-// tells). Floating operands of one call share one dtype (f32 or f64). "rows": all axes but the last collapse
+// tells). Floating operands of one call share one dtype (f32 or f64; on CUDA bf16, where parameters, their
+// gradients, statistics, decays and numbers per head stay f32). "rows": all axes but the last collapse
 // to rows a fixed stride apart and the last axis is dense; operands are rows unless their line says dense
 // (contiguous) or strided. The gradient of x is dx. Nothing allocates except step memory through ctx.empty.
 // Shape letters: tensor/shape.h.
@@ -17,6 +18,7 @@ namespace eigentrace::kernels {
 void fill(Context& ctx, Tensor& y, double value);           ///< y = value, strided
 void copy(Context& ctx, const Tensor& x, Tensor& y);        ///< y = x, strided
 void accumulate(Context& ctx, const Tensor& x, Tensor& y);  ///< y += x, strided
+void cast(Context& ctx, const Tensor& x, Tensor& y);        ///< y = x, f32 to bf16 or back, strided
 
 // --- pointwise (kernels/unary.cu)
 // ----------------------------------------------------------------------------

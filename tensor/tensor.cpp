@@ -184,6 +184,9 @@ std::vector<T> Tensor::to_vector() const {
     case DType::u8:
       gather<T, uint8_t>(*this, base, out);
       break;
+    case DType::bf16:
+      gather<T, BFloat16>(*this, base, out);
+      break;
   }
   return out;
 }
@@ -196,11 +199,15 @@ void Tensor::assign(const std::vector<T>& values) const {
   const void* source = values.data();
   std::vector<float> singles;
   std::vector<double> doubles;
+  std::vector<BFloat16> halves;
   if (dtype_ != dtype_of<T>()) {
     if (dtype_ == DType::f32 && std::is_floating_point_v<T>)
       singles.assign(values.begin(), values.end()), source = singles.data();
     else if (dtype_ == DType::f64 && std::is_floating_point_v<T>)
       doubles.assign(values.begin(), values.end()), source = doubles.data();
+    else if (dtype_ == DType::bf16 && std::is_floating_point_v<T>)
+      singles.assign(values.begin(), values.end()), halves.assign(singles.begin(), singles.end()),
+          source = halves.data();
     else
       check_dtype(dtype_of<T>());
   }
@@ -268,6 +275,7 @@ Rows<T> rows_of(const Tensor& tensor, const char* what) {
 
 template Rows<float> rows_of(const Tensor&, const char*);
 template Rows<double> rows_of(const Tensor&, const char*);
+template Rows<BFloat16> rows_of(const Tensor&, const char*);
 template Rows<int32_t> rows_of(const Tensor&, const char*);
 template Tensor Tensor::from(const std::vector<float>&, const Shape&, Device);
 template Tensor Tensor::from(const std::vector<double>&, const Shape&, Device);

@@ -26,6 +26,31 @@ ET_HD void store_vec(T* to, const Vec<T, width>& value) {
   *reinterpret_cast<Vec<T, width>*>(to) = value;
 }
 
+/// The same where memory and arithmetic differ in type: bf16 read as float32, written from float32.
+template <class T, int width, class From>
+ET_HD Vec<T, width> load_as(const From* from) {
+  const Vec<From, width> x = load_vec<width>(from);
+  if constexpr (std::is_same_v<T, From>) {
+    return x;
+  } else {
+    Vec<T, width> y;
+#pragma unroll
+    for (int i = 0; i < width; ++i) y.x[i] = T(x.x[i]);
+    return y;
+  }
+}
+template <class To, class T, int width>
+ET_HD void store_as(To* to, const Vec<T, width>& value) {
+  if constexpr (std::is_same_v<To, T>) {
+    store_vec(to, value);
+  } else {
+    Vec<To, width> y;
+#pragma unroll
+    for (int i = 0; i < width; ++i) y.x[i] = To(value.x[i]);
+    store_vec(to, y);
+  }
+}
+
 inline bool aligned_for_vec(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
 /// True iff the last axis is dense and every row along it starts and ends at a multiple of 16 bytes.

@@ -87,13 +87,15 @@ LayerCost cost_of(const ModelConfig& model, double time) {
 }
 
 /// Arithmetic (products, the mixer's own) and bytes that a training step cannot do without: three times the
-/// forward products; every product's output touched six times over forward and backward; 32 bytes a parameter
-/// for AdamW; the head's logits, at labelled positions only, six times.
+/// forward products; every product's output touched six times over forward and backward, in the type of
+/// activations; 32 bytes a parameter for AdamW; the head's logits, float32, at labelled positions only, six
+/// times.
 struct StepFloor {
   double products = 0, mixer = 0, bytes = 0;
 };
 
-StepFloor floor_of(const Model& model, const TaskShape& shape, int64_t examples) {
+StepFloor floor_of(const Model& model, const TaskShape& shape, int64_t examples, Precision precision) {
+  const double activation = precision == Precision::bf16 ? 2 : 4;
   const double n = static_cast<double>(examples * shape.time);
   const LayerCost layer = cost_of(model.config(), static_cast<double>(shape.time));
   const auto layers = static_cast<double>(model.mixers().size());
@@ -103,7 +105,7 @@ StepFloor floor_of(const Model& model, const TaskShape& shape, int64_t examples)
   StepFloor f;
   f.products = 6 * (n * layers * layer.weights + labels * D * static_cast<double>(shape.classes));
   f.mixer = 6 * n * layers * layer.mixer;
-  f.bytes = 24 * n * layers * layer.width + 32 * static_cast<double>(model.parameters().count());
+  f.bytes = 6 * activation * n * layers * layer.width + 32 * static_cast<double>(model.parameters().count());
   if (shape.per_position) f.bytes += 24 * labels * static_cast<double>(shape.classes);
   return f;
 }
@@ -121,7 +123,7 @@ BenchLine time_step(const std::string& experiment, const TaskShape& task, const 
   line.seconds = steady_seconds(how.device, how.quick ? 3 : 20, work);
   const std::vector<StepResult> results = s.step.results();
   if (results.back().failed) line.note = "NOT FINITE";
-  const StepFloor floor = floor_of(*s.model, s.shape, s.batch.batch);
+  const StepFloor floor = floor_of(*s.model, s.shape, s.batch.batch, precision);
   const Precision mixer = experiment.ends_with("sm-attention") && how.attention ? *how.attention : precision;
   line.floor = std::max(
       floor.products / gemm_rate(how.ceilings, precision) + floor.mixer / gemm_rate(how.ceilings, mixer),

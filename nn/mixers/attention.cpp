@@ -161,7 +161,7 @@ class NormAttention final : public Attention {
     const std::vector<Var> all = split(projection_(forward, x), {v_ + qk_, heads_});
     const std::vector<Var> parts = split(convolved(forward, all[0], convolve), {v_, qk_});
     set_heads(forward, parts[1], parts[0], convolve, *out);
-    out->n = all[1];
+    out->n = widen(all[1]);
     return out;
   }
   Mixed mix(Forward& forward, const Terms& terms) const override {

@@ -40,13 +40,15 @@ class Mamba1 final : public Mixer {
     t->x = convolve ? convolution_(forward, halves[0]) : halves[0];
     t->z = halves[1];
     const std::vector<Var> parts = split(x_proj_(forward, t->x), {rank_, states_, states_});
-    t->delta = unary(Unary::softplus, step_(forward, parts[0]));
+    t->delta = unary(Unary::softplus, widen(step_(forward, parts[0])));
     t->b = parts[1], t->c = parts[2];
     return t;
   }
   Mixed mix(Forward& forward, const Terms& terms) const override {
     const Mamba1Terms& t = own(terms);
-    return {selective_scan(t.x, t.delta, forward(a_log_), t.b, t.c, forward(skip_)), {}};
+    const Var y =
+        selective_scan(widen(t.x), t.delta, forward(a_log_), widen(t.b), widen(t.c), forward(skip_));
+    return {activations(y), {}};
   }
   Var finish(Forward& forward, const Terms& terms, const Var& y) const override {
     return out_(forward, gate(Unary::silu, y, own(terms).z));

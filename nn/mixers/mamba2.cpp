@@ -43,7 +43,7 @@ class Mamba2 : public Mixer {
   }
 
  protected:
-  /// x, B, C; returns what Δ is made of.
+  /// x, B, C; returns what Δ is made of, float32.
   Var project(Forward& forward, const Var& u, bool convolve, Mamba2Terms& t) const {
     t.input = u;
     const std::vector<Var> parts = split(in_(forward, u), {inner_ + 2 * states_, steps_});
@@ -53,7 +53,7 @@ class Mamba2 : public Mixer {
     t.v = reshape(cut[0], {batch, time, heads_, inner_ / heads_});
     t.k = reshape(cut[1], {batch, time, 1, states_});
     t.q = reshape(cut[2], {batch, time, 1, states_});
-    return parts[1];
+    return widen(parts[1]);
   }
   int64_t width_, inner_, states_, heads_, steps_;
   Parameter *dt_bias_, *skip_;

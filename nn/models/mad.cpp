@@ -141,7 +141,7 @@ class Mad final : public Model {
     forward.tape.set_scope("head");
     if (c_.auto_encoder) {
       const Var e = pool(x, Pooling::last, {}, {});
-      x = add(reshape(e, {e.dim(0), 1, e.dim(1)}), forward.tape.constant(positions_));
+      x = activations(add(reshape(e, {e.dim(0), 1, e.dim(1)}), forward.tape.constant(positions_)));
       for (size_t i = 0; i < hidden_.size(); ++i)
         x = unary(Unary::gelu, hidden_[i](forward, norms_[i](forward, x)));
     }

@@ -95,7 +95,7 @@ class Mamba final : public Model {
     }
     if (!input.values.defined())
       fail("mamba: input: expected floats (token_embedding is False), found tokens");
-    return encoder_(forward, forward.tape.constant(input.values));
+    return encoder_(forward, activations(forward.tape.constant(input.values)));
   }
 
   MambaConfig c_;

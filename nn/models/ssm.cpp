@@ -154,7 +154,7 @@ class Ssm final : public Model {
   Var encode(Forward& forward, const ModelInput& input) const {
     if (input.tokens.ids.defined())
       return embedding(forward(encoder_.kernel), input.tokens, {}, forward(encoder_.bias));
-    return encoder_(forward, forward.tape.constant(input.values));
+    return encoder_(forward, activations(forward.tape.constant(input.values)));
   }
 
   SsmConfig c_;

@@ -44,7 +44,7 @@ class ChannelMixer {
     const Var y = decoder_(forward, activation(Unary::gelu, e, rate));
     if (kind_ == MixerKind::mlp) return {s.sum, y, rate};
     const Var a = unary(Unary::sigmoid, forward(alpha_));  // a glu(e) + (1 − a) y
-    return {s.sum, add(y, mul(a, sub(glu(e), y))), rate};
+    return {s.sum, activations(add(y, mul(a, sub(glu(e), y)))), rate};
   }
 
  private:
@@ -177,7 +177,7 @@ class Transformer final : public Model {
     }
     if (!input.values.defined())
       fail("transformer: input: expected floats (embedding is False), found tokens");
-    return encoder_(forward, forward.tape.constant(input.values));
+    return encoder_(forward, activations(forward.tape.constant(input.values)));
   }
   /// Scores of the first half of the batch beside those of the second half, through three layers but the
   /// last.

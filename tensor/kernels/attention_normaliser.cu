@@ -3,6 +3,7 @@
 //   dη_i = dlog_η_i / η_i,  dq_i = dη_i z_i,  dk_j = Σ_{i≥j} dη_i q_i
 // and the division by it: out_i = y_i exp(−log η_i),  dy_i = dout_i exp(−log η_i),  dlog_η_i = −dout_i·out_i.
 #include "tensor/dispatch.h"
+#include "tensor/float32_copies.h"
 #include "tensor/heads.h"
 #include "tensor/kernels.h"
 #include "tensor/kernels/attention_normaliser_cuda.cuh"
@@ -152,6 +153,7 @@ SumsOperands<T> sums_operands(const Tensor& x, const Tensor& q, const Tensor& to
 }  // namespace
 
 void attention_normaliser(Context& ctx, const Tensor& q, const Tensor& k, Tensor& log_eta) {
+  if (in_float32(ctx, attention_normaliser, q, k, log_eta)) return;
   check("attention_normaliser", true, q, k, log_eta);
 #ifdef EIGENTRACE_WITH_CUDA
   if (ctx.device().is_cuda()) {
@@ -169,6 +171,7 @@ void attention_normaliser(Context& ctx, const Tensor& q, const Tensor& k, Tensor
 
 void attention_normaliser_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& log_eta,
                                    const Tensor& dlog_eta, Tensor& dq, Tensor& dk) {
+  if (in_float32(ctx, attention_normaliser_backward, q, k, log_eta, dlog_eta, dq, dk)) return;
   check("attention_normaliser_backward", dlog_eta.shape() == log_eta.shape(), dq.defined() ? dq : q,
         dk.defined() ? dk : k, log_eta);
 #ifdef EIGENTRACE_WITH_CUDA
@@ -190,6 +193,7 @@ void attention_normaliser_backward(Context& ctx, const Tensor& q, const Tensor& 
 }
 
 void divide_by_eta(Context& ctx, const Tensor& y, const Tensor& log_eta, Tensor& out) {
+  if (in_float32(ctx, divide_by_eta, y, log_eta, out)) return;
   check("divide_by_eta", true, y, out, log_eta);
 #ifdef EIGENTRACE_WITH_CUDA
   if (ctx.device().is_cuda())
@@ -205,6 +209,7 @@ void divide_by_eta(Context& ctx, const Tensor& y, const Tensor& log_eta, Tensor&
 
 void divide_by_eta_backward(Context& ctx, const Tensor& out, const Tensor& log_eta, const Tensor& dout,
                             Tensor& dy, Tensor& dlog_eta) {
+  if (in_float32(ctx, divide_by_eta_backward, out, log_eta, dout, dy, dlog_eta)) return;
   check("divide_by_eta_backward", !dlog_eta.defined() || dlog_eta.shape() == log_eta.shape(),
         dy.defined() ? dy : out, dout, log_eta);
 #ifdef EIGENTRACE_WITH_CUDA

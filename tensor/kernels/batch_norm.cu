@@ -9,6 +9,7 @@
 #include <cmath>
 
 #include "tensor/dispatch.h"
+#include "tensor/float32_copies.h"
 #include "tensor/kernels.h"
 #include "tensor/kernels/batch_norm_cuda.cuh"
 
@@ -113,6 +114,15 @@ struct BackwardX {
 }  // namespace
 
 void batch_norm(Context& ctx, const BatchNorm& n) {
+  if (is_bf16(n.x)) {
+    Tensor place = n.y;
+    Float32Copy<const Tensor&> x(ctx, n.x);
+    Float32Copy<Tensor&> y(ctx, place);
+    BatchNorm copies = n;
+    copies.x = x.get(), copies.y = y.get();
+    batch_norm(ctx, copies);
+    return y.finish(ctx);
+  }
   const int64_t width = n.x.dim(-1);
   const Blocks blocks = blocks_of(ctx, width == 0 ? 0 : n.x.numel() / width);
   Tensor means, squares;
@@ -165,6 +175,8 @@ void batch_norm(Context& ctx, const BatchNorm& n) {
 void batch_norm_backward(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& mean,
                          const Tensor& rstd, bool training, const Tensor& dy, Tensor& dx, Tensor& dweight,
                          Tensor& dbias, const Tensor& dsum) {
+  if (in_float32(ctx, batch_norm_backward, x, weight, mean, rstd, training, dy, dx, dweight, dbias, dsum))
+    return;
   const int64_t width = x.dim(-1);
 #ifdef EIGENTRACE_WITH_CUDA
   if (ctx.device().is_cuda())

@@ -2,6 +2,7 @@
 // they are summed over broadcast axes, and y = factor · x.
 //   ×: da = dy b, db = dy a        ÷: da = dy / b, db = −dy a / b²
 #include "tensor/elements.h"
+#include "tensor/float32_copies.h"
 #include "tensor/kernels.h"
 
 namespace eigentrace::kernels {
@@ -37,6 +38,22 @@ struct DivBackwardB {
     return -dy * a / (b * b);
   }
 };
+struct AnyOf {  // bf16: one kernel for all four
+  Binary f;
+  ET_HD float operator()(float a, float b) const {
+    switch (f) {
+      case Binary::add:
+        return a + b;
+      case Binary::sub:
+        return a - b;
+      case Binary::mul:
+        return a * b;
+      case Binary::div:
+        break;
+    }
+    return a / b;
+  }
+};
 template <class T>
 struct Scale {
   T factor;
@@ -58,8 +75,9 @@ const char* name_of(Binary f) {
 
 void binary(Context& ctx, Binary f, const Tensor& a, const Tensor& b, Tensor& y) {
   check_shapes(name_of(f), a, b, y);
-  dispatch_floating(ctx, "binary", y.dtype(), [&]<class T>() {
+  dispatch_stored(ctx, "binary", y.dtype(), [&]<class T>() {
     const std::array inputs{a, b};
+    if constexpr (std::is_same_v<T, BFloat16>) return map_elements<T>(ctx, AnyOf{f}, inputs, y);
     switch (f) {
       case Binary::add:
         return map_elements<T>(ctx, Add{}, inputs, y);
@@ -74,6 +92,7 @@ void binary(Context& ctx, Binary f, const Tensor& a, const Tensor& b, Tensor& y)
 }
 
 void div_backward_b(Context& ctx, const Tensor& dy, const Tensor& a, const Tensor& b, Tensor& db) {
+  if (in_float32(ctx, div_backward_b, dy, a, b, db)) return;
   check_shapes("div_backward_b", dy, a, db);
   check_shapes("div_backward_b", b, b, db);
   dispatch_floating(ctx, "div_backward_b", db.dtype(), [&]<class T>() {
@@ -83,8 +102,9 @@ void div_backward_b(Context& ctx, const Tensor& dy, const Tensor& a, const Tenso
 
 void scale(Context& ctx, const Tensor& x, double factor, Tensor& y) {
   check_shapes("scale", x, x, y);
-  dispatch_floating(ctx, "scale", x.dtype(), [&]<class T>() {
-    map_elements<T>(ctx, Scale<T>{static_cast<T>(factor)}, std::array{x}, y);
+  dispatch_stored(ctx, "scale", x.dtype(), [&]<class T>() {
+    using A = Arithmetic<T>;
+    map_elements<T>(ctx, Scale<A>{static_cast<A>(factor)}, std::array{x}, y);
   });
 }
 

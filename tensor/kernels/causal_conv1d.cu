@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "tensor/dispatch.h"
+#include "tensor/float32_copies.h"
 #include "tensor/kernels.h"
 #include "tensor/kernels/causal_conv1d_cuda.cuh"
 #include "tensor/math.h"
@@ -151,6 +152,7 @@ void check(const char* kernel, const Tensor& x, const Tensor& weight, const Tens
 
 void causal_conv1d(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias, bool silu,
                    Tensor& y) {
+  if (in_float32(ctx, causal_conv1d, x, weight, bias, silu, y)) return;
   check("causal_conv1d", x, weight, bias, y);
   if (!y.contiguous()) fail("causal_conv1d: a contiguous y expected, found " + to_string(y));
   dispatch_floating(ctx, "causal_conv1d", x.dtype(), [&]<class T>() {
@@ -168,6 +170,7 @@ void causal_conv1d(Context& ctx, const Tensor& x, const Tensor& weight, const Te
 
 void causal_conv1d_backward(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias,
                             bool silu, const Tensor& dy, Tensor& dx, Tensor& dweight, Tensor& dbias) {
+  if (in_float32(ctx, causal_conv1d_backward, x, weight, bias, silu, dy, dx, dweight, dbias)) return;
   check("causal_conv1d_backward", x, weight, bias, dy);
   if (dx.defined()) check("causal_conv1d_backward", x, weight, bias, dx);
   const int64_t taps = weight.dim(2), channels = x.dim(2);

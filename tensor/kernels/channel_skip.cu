@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "tensor/dispatch.h"
+#include "tensor/float32_copies.h"
 #include "tensor/kernels.h"
 #ifdef EIGENTRACE_WITH_CUDA
 #include "tensor/kernels/column_sum.cuh"
@@ -109,6 +110,7 @@ int64_t piece_length(int64_t rows, int64_t columns) {
 }  // namespace
 
 void channel_skip(Context& ctx, const Tensor& y, const Tensor& u, const Tensor& d, Tensor& z) {
+  if (in_float32(ctx, channel_skip, y, u, d, z)) return;
   dispatch_floating(ctx, "channel_skip", u.dtype(), [&]<class T>() {
     const Skip<T> f{rows_of<T>(y, "channel_skip: y"), rows_of<T>(u, "channel_skip: u"),
                     rows_of<T>(z, "channel_skip: z"), d.data<T>()};
@@ -127,6 +129,7 @@ void channel_skip(Context& ctx, const Tensor& y, const Tensor& u, const Tensor& 
 
 void channel_skip_backward(Context& ctx, const Tensor& u, const Tensor& d, const Tensor& dz, Tensor& du,
                            Tensor& dd, const Tensor& sent) {
+  if (in_float32(ctx, channel_skip_backward, u, d, dz, du, dd, sent)) return;
   const int64_t columns = u.dim(-1), rows = columns > 0 ? u.numel() / columns : 0;
   const int64_t length = piece_length(rows, columns),
                 pieces = std::max<int64_t>(1, (rows + length - 1) / length);

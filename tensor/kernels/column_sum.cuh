@@ -15,16 +15,17 @@ struct alignas(Width * sizeof(T)) Pack {
   T at[Width];
 };
 
+/// T: what rows lie in memory as; sums are of type Arithmetic<T>.
 /// Block (strip, piece): `length` rows from piece · length on, columns of the strip; to y[piece · piece_step
 /// + column · y_stride].
 template <class T, int Width>
 __global__ void __launch_bounds__(32 * column_sum_warps)
-    column_sum_kernel(Rows<T> x, int64_t length, T* y, int64_t piece_step, int64_t y_stride) {
-  __shared__ T partial[column_sum_warps][32 * Width + 1];
+    column_sum_kernel(Rows<T> x, int64_t length, Arithmetic<T>* y, int64_t piece_step, int64_t y_stride) {
+  __shared__ Arithmetic<T> partial[column_sum_warps][32 * Width + 1];
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   const int64_t column = (static_cast<int64_t>(blockIdx.x) * 32 + lane) * Width;
   const int64_t begin = blockIdx.y * length, end = begin + length < x.rows ? begin + length : x.rows;
-  T sum[Width] = {};
+  Arithmetic<T> sum[Width] = {};
   if (column < x.cols) {
 #pragma unroll 4
     for (int64_t r = begin + warp; r < end; r += column_sum_warps) {
@@ -39,14 +40,14 @@ __global__ void __launch_bounds__(32 * column_sum_warps)
   for (int i = static_cast<int>(threadIdx.x); i < 32 * Width; i += 32 * column_sum_warps) {
     const int64_t j = static_cast<int64_t>(blockIdx.x) * 32 * Width + i;
     if (j >= x.cols) break;
-    T total = 0;
+    Arithmetic<T> total = 0;
     for (int w = 0; w < column_sum_warps; ++w) total += partial[w][i];
     y[blockIdx.y * piece_step + j * y_stride] = total;
   }
 }
 
 template <class T>
-void launch_column_sum(Context& ctx, const Rows<T>& x, int64_t length, int64_t pieces, T* y,
+void launch_column_sum(Context& ctx, const Rows<T>& x, int64_t length, int64_t pieces, Arithmetic<T>* y,
                        int64_t piece_step, int64_t y_stride) {
   constexpr int wide = 16 / sizeof(T);
   const bool aligned =
@@ -65,12 +66,12 @@ inline int64_t column_sum_pieces(int64_t rows) {
 }
 /// scratch: column_sum_pieces(rows) · columns elements.
 template <class T>
-void column_sum(Context& ctx, const Rows<T>& x, T* y, int64_t y_stride, T* scratch) {
+void column_sum(Context& ctx, const Rows<T>& x, Arithmetic<T>* y, int64_t y_stride, Arithmetic<T>* scratch) {
   if (x.cols <= 0) return;
   const int64_t pieces = column_sum_pieces(x.rows), length = column_sum_length(x.rows);
   if (pieces <= 1) return launch_column_sum(ctx, x, length, 1, y, 0, y_stride);
   launch_column_sum(ctx, x, length, pieces, scratch, x.cols, 1);
-  launch_column_sum(ctx, Rows<T>{scratch, pieces, x.cols, x.cols}, pieces, 1, y, 0, y_stride);
+  launch_column_sum(ctx, Rows<Arithmetic<T>>{scratch, pieces, x.cols, x.cols}, pieces, 1, y, 0, y_stride);
 }
 
 }  // namespace eigentrace::kernels

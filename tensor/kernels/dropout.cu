@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "tensor/elements.h"
+#include "tensor/float32_copies.h"
 #include "tensor/kernels.h"
 
 namespace eigentrace::kernels {
@@ -121,22 +122,26 @@ void dropout_shared_cuda(const Context& ctx, const Tensor& x, const Tensor& y, c
 }  // namespace
 
 void dropout(Context& ctx, const Tensor& x, double p, uint32_t op, bool shared_over_time, Tensor& y) {
+  if (shared_over_time && in_float32(ctx, dropout, x, p, op, shared_over_time, y)) return;
   if (!(x.shape() == y.shape())) fail("dropout: y is " + to_string(y) + ", x is " + to_string(x));
   if (shared_over_time && x.rank() != 3)
     fail("dropout: a mask shared over time needs x [B, T, D], found " + to_string(x));
   const DropoutStream mask = dropout_stream(ctx, p, op);
   if (x.numel() == 0) return;
-  dispatch_floating(ctx, "dropout", x.dtype(), [&]<class T>() {
+  dispatch_stored(ctx, "dropout", x.dtype(), [&]<class T>() {
 #ifdef EIGENTRACE_WITH_CUDA
     if (ctx.device().is_cuda()) {
-      if (shared_over_time) return dropout_shared_cuda<T>(ctx, x, y, mask);
+      if constexpr (!std::is_same_v<T, BFloat16>)
+        if (shared_over_time) return dropout_shared_cuda<T>(ctx, x, y, mask);
       return map_elements_cuda<T>(ctx, PerElement{mask}, std::array{x}, std::array{y});
     }
 #endif
-    if (shared_over_time)
-      dropout_shared_cpu<T>(x, y, mask);
-    else
-      dropout_cpu<T>(x.data<T>(), y.data<T>(), strided_index(x, y, y), mask);
+    if constexpr (!std::is_same_v<T, BFloat16>) {
+      if (shared_over_time)
+        dropout_shared_cpu<T>(x, y, mask);
+      else
+        dropout_cpu<T>(x.data<T>(), y.data<T>(), strided_index(x, y, y), mask);
+    }
   });
 }
 

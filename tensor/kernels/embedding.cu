@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "tensor/dispatch.h"
+#include "tensor/float32_copies.h"
 #include "tensor/kernels.h"
 #include "tensor/kernels/embedding_cuda.cuh"
 
@@ -75,6 +76,7 @@ void check_ids(const char* kernel, const Context& ctx, const Tensor& ids, int64_
 
 void embedding(Context& ctx, const Tensor& ids, const Tensor& table, const Tensor& positions,
                const Tensor& bias, Tensor& y) {
+  if (in_float32(ctx, embedding, ids, table, positions, bias, y)) return;
   check_ids("embedding", ctx, ids, table.dim(0));
   dispatch_floating(ctx, "embedding", table.dtype(), [&]<class T>() {
     const int64_t width = table.dim(1);
@@ -97,6 +99,7 @@ void embedding(Context& ctx, const Tensor& ids, const Tensor& table, const Tenso
 
 void embedding_backward(Context& ctx, const Tensor& ids, const Tensor& order, const Tensor& dy,
                         Tensor& dtable) {
+  if (in_float32(ctx, embedding_backward, ids, order, dy, dtable)) return;
   if (order.dtype() != DType::i32 || !order.contiguous() || order.numel() != ids.numel())
     fail("embedding_backward: `order` of " + std::to_string(ids.numel()) + " i32 positions expected, found " +
          to_string(order));

@@ -11,6 +11,7 @@
 
 #include "tensor/dispatch.h"
 #include "tensor/fft.h"
+#include "tensor/float32_copies.h"
 #include "tensor/kernels.h"
 #ifdef EIGENTRACE_WITH_CUDA
 #include "tensor/kernels/fft_convolution_cuda.cuh"
@@ -178,6 +179,7 @@ Tensor fft_convolution_kept([[maybe_unused]] Context& ctx, [[maybe_unused]] cons
 
 void fft_convolution(Context& ctx, const Tensor& u, const Tensor& k, const Tensor& d, Tensor& y,
                      [[maybe_unused]] const Tensor& kept) {
+  if (in_float32(ctx, fft_convolution, u, k, d, y, kept)) return;
 #ifdef EIGENTRACE_WITH_CUDA
   if (ctx.device().is_cuda()) return fft_convolution_cuda(ctx, u, k, d, y, kept);
 #endif
@@ -195,6 +197,7 @@ void fft_convolution(Context& ctx, const Tensor& u, const Tensor& k, const Tenso
 void fft_convolution_backward(Context& ctx, const Tensor& u, const Tensor& k, const Tensor& d,
                               const Tensor& dy, Tensor& du, Tensor& dk, Tensor& dd,
                               [[maybe_unused]] const Tensor& kept) {
+  if (in_float32(ctx, fft_convolution_backward, u, k, d, dy, du, dk, dd, kept)) return;
 #ifdef EIGENTRACE_WITH_CUDA
   if (ctx.device().is_cuda()) return fft_convolution_backward_cuda(ctx, u, k, d, dy, du, dk, dd, kept);
 #endif

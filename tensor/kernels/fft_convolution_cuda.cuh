@@ -172,7 +172,7 @@ struct FastMemory {
   Tensor kernel, sums;
   FastMemory(const Tensor& u, const Tensor& k) {
     const int64_t time = u.dim(1), pairs = (u.dim(0) + 1) / 2;
-    if (u.dtype() != DType::f32 || time > 4096) return;
+    if (arithmetic_type(u.dtype()) != DType::f32 || time > 4096) return;
     for (S = 4; 128 * S < time;) S *= 2;
     tiles = (u.dim(2) * S + 31) / 32;
     const int64_t wanted =

@@ -91,7 +91,7 @@ void check(const char* kernel, const Gate& g, const Tensor& y) {
 
 void gate(Context& ctx, const Gate& g, Tensor& y) {
   check("gate", g, y);
-  dispatch_floating(ctx, "gate", y.dtype(), [&]<class T>() {
+  dispatch_stored(ctx, "gate", y.dtype(), [&]<class T>() {
     with_gate(g.f, [&]<class F>() {
 #ifdef EIGENTRACE_WITH_CUDA
       if (ctx.device().is_cuda()) {
@@ -122,7 +122,7 @@ void gate_backward(Context& ctx, const Gate& g, const Tensor& dy, Tensor& da, Te
   Tensor to_a = da, to_z = dz;
   if (cuda && !da.defined()) to_a = ctx.empty(g.a.shape(), dy.dtype());
   if (cuda && !dz.defined()) to_z = ctx.empty(g.z.shape(), dy.dtype());
-  dispatch_floating(ctx, "gate_backward", dy.dtype(), [&]<class T>() {
+  dispatch_stored(ctx, "gate_backward", dy.dtype(), [&]<class T>() {
     with_gate(g.f, [&]<class F>() {
 #ifdef EIGENTRACE_WITH_CUDA
       if (cuda)

@@ -52,27 +52,31 @@ Tensor half(const Tensor& x, int which) { return x.slice(-1, which * (x.dim(-1) 
 }  // namespace
 
 void glu(Context& ctx, const Tensor& x, Tensor& y) {
-  dispatch_floating(ctx, "glu", x.dtype(), [&]<class T>() {
+  dispatch_stored(ctx, "glu", x.dtype(), [&]<class T>() {
 #ifdef EIGENTRACE_WITH_CUDA
     if (ctx.device().is_cuda())
       return map_elements_cuda<T>(ctx, GluForward{}, std::array{half(x, 0), half(x, 1)}, std::array{y});
 #endif
-    const Rows<T> rows = rows_of<T>(y, "glu: y");
-    for_each_in_rows(ctx, rows.rows, rows.cols, Forward<T>{rows_of<T>(x, "glu: x"), rows});
+    if constexpr (!std::is_same_v<T, BFloat16>) {
+      const Rows<T> rows = rows_of<T>(y, "glu: y");
+      for_each_in_rows(ctx, rows.rows, rows.cols, Forward<T>{rows_of<T>(x, "glu: x"), rows});
+    }
   });
 }
 
 void glu_backward(Context& ctx, const Tensor& x, const Tensor& dy, Tensor& dx) {
-  dispatch_floating(ctx, "glu_backward", x.dtype(), [&]<class T>() {
+  dispatch_stored(ctx, "glu_backward", x.dtype(), [&]<class T>() {
 #ifdef EIGENTRACE_WITH_CUDA
     if (ctx.device().is_cuda())
       return map_elements_cuda<T>(ctx, GluBackward{}, std::array{half(x, 0), half(x, 1), dy},
                                   std::array{half(dx, 0), half(dx, 1)});
 #endif
-    const Rows<T> rows = rows_of<T>(dy, "glu_backward: dy");
-    for_each_in_rows(
-        ctx, rows.rows, rows.cols,
-        BackwardOf<T>{rows_of<T>(x, "glu_backward: x"), rows, rows_of<T>(dx, "glu_backward: dx")});
+    if constexpr (!std::is_same_v<T, BFloat16>) {
+      const Rows<T> rows = rows_of<T>(dy, "glu_backward: dy");
+      for_each_in_rows(
+          ctx, rows.rows, rows.cols,
+          BackwardOf<T>{rows_of<T>(x, "glu_backward: x"), rows, rows_of<T>(dx, "glu_backward: dx")});
+    }
   });
 }
 

@@ -95,8 +95,8 @@ void backward_row_cpu(const NormBackwardRows<T>& f, int64_t row, T* dw, T* db, T
   }
 }
 
-template <class T>
-void run_forward(Context& ctx, const NormForwardRows<T>& f) {
+template <class S>
+void run_forward(Context& ctx, const NormForwardRows<S>& f) {
   if (f.y.rows == 0) return;
 #ifdef EIGENTRACE_WITH_CUDA
   if (ctx.device().is_cuda()) {
@@ -106,11 +106,12 @@ void run_forward(Context& ctx, const NormForwardRows<T>& f) {
 #endif
   require_cpu(ctx, "layer_norm");
   constexpr int64_t group = 16;
-  parallel_rows((f.y.rows + group - 1) / group, [&](int64_t item) {
-    std::vector<T> factors(f.mask.threshold ? static_cast<size_t>(f.y.cols) + 16 : 0);
-    for (int64_t row = item * group; row < std::min(f.y.rows, (item + 1) * group); ++row)
-      forward_row_cpu(f, row, factors.data());
-  });
+  if constexpr (!std::is_same_v<S, BFloat16>)
+    parallel_rows((f.y.rows + group - 1) / group, [&](int64_t item) {
+      std::vector<S> factors(f.mask.threshold ? static_cast<size_t>(f.y.cols) + 16 : 0);
+      for (int64_t row = item * group; row < std::min(f.y.rows, (item + 1) * group); ++row)
+        forward_row_cpu(f, row, factors.data());
+    });
 }
 
 template <class T>
@@ -148,11 +149,12 @@ void layer_norm(Context& ctx, const NormForward& n) {
          to_string(n.y) + "; equal shapes expected");
   DropoutStream mask = dropout_stream(ctx, n.p, n.random_op);
   if (n.p == 0) mask.threshold = 0;
-  dispatch_floating(ctx, "layer_norm", n.x.dtype(), [&]<class T>() {
-    NormForwardRows<T> f{rows_of<T>(n.x, "layer_norm: x"),
-                         rows_of<T>(n.y, "layer_norm: y"),
-                         optional_rows<T>(n.branch, "layer_norm: branch"),
-                         optional_rows<T>(n.sum, "layer_norm: sum"),
+  dispatch_stored(ctx, "layer_norm", n.x.dtype(), [&]<class S>() {
+    using T = Arithmetic<S>;
+    NormForwardRows<S> f{rows_of<S>(n.x, "layer_norm: x"),
+                         rows_of<S>(n.y, "layer_norm: y"),
+                         optional_rows<S>(n.branch, "layer_norm: branch"),
+                         optional_rows<S>(n.sum, "layer_norm: sum"),
                          n.weight.data<T>(),
                          n.bias.defined() ? n.bias.data<T>() : nullptr,
                          n.mean.defined() ? n.mean.data<T>() : nullptr,
@@ -171,17 +173,18 @@ void layer_norm_backward(Context& ctx, const NormBackward& n) {
   const int64_t blocks = (rows + per_block - 1) / per_block;
   Tensor partial_weight, partial_bias;
   if (n.dweight.defined() || n.dbias.defined()) {
-    partial_weight = ctx.empty({cuda ? 2 * blocks : blocks, width}, n.x.dtype());
-    if (!cuda) partial_bias = ctx.empty({blocks, width}, n.x.dtype());
+    partial_weight = ctx.empty({cuda ? 2 * blocks : blocks, width}, n.weight.dtype());
+    if (!cuda) partial_bias = ctx.empty({blocks, width}, n.weight.dtype());
   }
   DropoutStream mask = dropout_stream(ctx, n.p, n.random_op);
   if (n.p == 0) mask.threshold = 0;
-  dispatch_floating(ctx, "layer_norm_backward", n.x.dtype(), [&]<class T>() {
-    NormBackwardRows<T> f{rows_of<T>(n.x, "layer_norm_backward: x"),
-                          rows_of<T>(n.dy, "layer_norm_backward: dy"),
-                          optional_rows<T>(n.dsum, "layer_norm_backward: dsum"),
-                          optional_rows<T>(n.dx, "layer_norm_backward: dx"),
-                          optional_rows<T>(n.dbranch, "layer_norm_backward: dbranch"),
+  dispatch_stored(ctx, "layer_norm_backward", n.x.dtype(), [&]<class S>() {
+    using T = Arithmetic<S>;
+    NormBackwardRows<S> f{rows_of<S>(n.x, "layer_norm_backward: x"),
+                          rows_of<S>(n.dy, "layer_norm_backward: dy"),
+                          optional_rows<S>(n.dsum, "layer_norm_backward: dsum"),
+                          optional_rows<S>(n.dx, "layer_norm_backward: dx"),
+                          optional_rows<S>(n.dbranch, "layer_norm_backward: dbranch"),
                           n.weight.data<T>(),
                           n.mean.defined() ? n.mean.data<T>() : nullptr,
                           n.rstd.data<T>(),
@@ -193,7 +196,7 @@ void layer_norm_backward(Context& ctx, const NormBackward& n) {
 #ifdef EIGENTRACE_WITH_CUDA
     if (cuda) return norm_backward_cuda(ctx, f, blocks, n.dweight, n.dbias);
 #endif
-    run_backward(ctx, f, blocks);
+    if constexpr (!std::is_same_v<S, BFloat16>) run_backward(ctx, f, blocks);
   });
   if (cuda) return;
   Tensor dweight = n.dweight, dbias = n.dbias;

@@ -18,19 +18,22 @@
 
 namespace eigentrace::kernels {
 
-template <class T>
+// S: what rows lie in memory as; T, parameters and statistics: what they are computed with.
+template <class S>
 struct NormForwardRows {
-  Rows<T> x, y;
-  Rows<T> branch, sum;  // residual form: branch.data set
+  using T = Arithmetic<S>;
+  Rows<S> x, y;
+  Rows<S> branch, sum;  // residual form: branch.data set
   const T *weight, *bias;
   T *mean, *rstd, epsilon;
   bool centred;
   DropoutStream mask;  // threshold 0: none
 };
 
-template <class T>
+template <class S>
 struct NormBackwardRows {
-  Rows<T> x, dy, dsum, dx, dbranch;  // data null: absent
+  using T = Arithmetic<S>;
+  Rows<S> x, dy, dsum, dx, dbranch;  // data null: absent
   const T *weight, *mean, *rstd;
   T *partial_weight, *partial_bias;  // [blocks, D] or null
   int64_t rows_per_block;
@@ -55,9 +58,10 @@ __device__ __forceinline__ T warp_sum(T value) {
   return value;
 }
 
-template <int packs, class T>
+template <int packs, class S>
 __global__ void __launch_bounds__(32 * norm_warps)
-    norm_forward_warps(const __grid_constant__ NormForwardRows<T> f) {
+    norm_forward_warps(const __grid_constant__ NormForwardRows<S> f) {
+  using T = Arithmetic<S>;
   constexpr int width = vec_width<T>;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * norm_warps + threadIdx.y;
   if (row >= f.y.rows) return;
@@ -66,14 +70,14 @@ __global__ void __launch_bounds__(32 * norm_warps)
 #pragma unroll
   for (int k = 0; k < packs; ++k) {
     const int i = static_cast<int>(k * 32 + threadIdx.x) * width;
-    if (i < n) x[k] = load_vec<width>(f.x.data + row * f.x.stride + i);
+    if (i < n) x[k] = load_as<T, width>(f.x.data + row * f.x.stride + i);
   }
   if (f.branch.data) {
 #pragma unroll
     for (int k = 0; k < packs; ++k) {
       const int i = static_cast<int>(k * 32 + threadIdx.x) * width;
       if (i >= n) continue;
-      Vec<T, width> b = load_vec<width>(f.branch.data + row * f.branch.stride + i);
+      Vec<T, width> b = load_as<T, width>(f.branch.data + row * f.branch.stride + i);
       if (f.mask.threshold) {
         const Vec<T, width> m = f.mask.template factors<T, width>(row * n + i);
 #pragma unroll
@@ -81,7 +85,7 @@ __global__ void __launch_bounds__(32 * norm_warps)
       }
 #pragma unroll
       for (int j = 0; j < width; ++j) x[k].x[j] += b.x[j];
-      store_vec(f.sum.data + row * f.sum.stride + i, x[k]);
+      store_as(f.sum.data + row * f.sum.stride + i, x[k]);
     }
   }
   T mean = 0, squares = 0;
@@ -111,13 +115,14 @@ __global__ void __launch_bounds__(32 * norm_warps)
     if (f.bias) b = load_vec<width>(f.bias + i);
 #pragma unroll
     for (int j = 0; j < width; ++j) x[k].x[j] = (x[k].x[j] - mean) * rstd * w.x[j] + b.x[j];
-    store_vec(f.y.data + row * f.y.stride + i, x[k]);
+    store_as(f.y.data + row * f.y.stride + i, x[k]);
   }
 }
 
-template <int packs, class T>
+template <int packs, class S>
 __global__ void __launch_bounds__(32 * norm_warps)
-    norm_backward_warps(const __grid_constant__ NormBackwardRows<T> f) {
+    norm_backward_warps(const __grid_constant__ NormBackwardRows<S> f) {
+  using T = Arithmetic<S>;
   constexpr int width = vec_width<T>;
   const int n = static_cast<int>(f.dy.cols);
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * f.rows_per_block;
@@ -134,9 +139,9 @@ __global__ void __launch_bounds__(32 * norm_warps)
     for (int k = 0; k < packs; ++k) {
       const int i = static_cast<int>(k * 32 + threadIdx.x) * width;
       if (i >= n) continue;
-      x[k] = load_vec<width>(f.x.data + row * f.x.stride + i);
-      dy[k] = load_vec<width>(f.dy.data + row * f.dy.stride + i);
-      if (f.dsum.data) dsum[k] = load_vec<width>(f.dsum.data + row * f.dsum.stride + i);
+      x[k] = load_as<T, width>(f.x.data + row * f.x.stride + i);
+      dy[k] = load_as<T, width>(f.dy.data + row * f.dy.stride + i);
+      if (f.dsum.data) dsum[k] = load_as<T, width>(f.dsum.data + row * f.dsum.stride + i);
     }
     const T mean = f.centred ? f.mean[row] : T(0), rstd = f.rstd[row];
     T sum_g = 0, sum_gx = 0;
@@ -165,12 +170,12 @@ __global__ void __launch_bounds__(32 * norm_warps)
 #pragma unroll
       for (int j = 0; j < width; ++j)
         dx.x[j] = dsum[k].x[j] + rstd * (dy[k].x[j] - sum_g - x[k].x[j] * sum_gx);
-      store_vec(f.dx.data + row * f.dx.stride + i, dx);
+      store_as(f.dx.data + row * f.dx.stride + i, dx);
       if (!f.dbranch.data) continue;
       const Vec<T, width> m = f.mask.template factors<T, width>(row * n + i);
 #pragma unroll
       for (int j = 0; j < width; ++j) dx.x[j] *= m.x[j];
-      store_vec(f.dbranch.data + row * f.dbranch.stride + i, dx);
+      store_as(f.dbranch.data + row * f.dbranch.stride + i, dx);
     }
   }
   if (!f.partial_weight) return;
@@ -194,12 +199,13 @@ __global__ void __launch_bounds__(32 * norm_warps)
 
 // --- a block a row ---
 
-template <class T>
-__global__ void norm_forward_wide(NormForwardRows<T> f) {  // a block a row
+template <class S>
+__global__ void norm_forward_wide(NormForwardRows<S> f) {  // a block a row
+  using T = Arithmetic<S>;
   const int64_t row = blockIdx.x, n = f.y.cols;
-  const T* x = f.x.data + row * f.x.stride;
+  const S* x = f.x.data + row * f.x.stride;
   if (f.branch.data) {
-    T* sum = f.sum.data + row * f.sum.stride;
+    S* sum = f.sum.data + row * f.sum.stride;
     for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
       const T m = f.mask.threshold ? f.mask.template factor<T>(row * n + i) : T(1);
       sum[i] = x[i] + f.branch.data[row * f.branch.stride + i] * m;
@@ -221,11 +227,12 @@ __global__ void norm_forward_wide(NormForwardRows<T> f) {  // a block a row
     f.y.data[row * f.y.stride + i] = (x[i] - mean) * rstd * f.weight[i] + (f.bias ? f.bias[i] : T(0));
 }
 
-template <class T>
-__global__ void norm_backward_wide(NormBackwardRows<T> f) {  // a block a row: dx and dbranch
+template <class S>
+__global__ void norm_backward_wide(NormBackwardRows<S> f) {  // a block a row: dx and dbranch
+  using T = Arithmetic<S>;
   const int64_t row = blockIdx.x, n = f.dy.cols;
-  const T* x = f.x.data + row * f.x.stride;
-  const T* dy = f.dy.data + row * f.dy.stride;
+  const S* x = f.x.data + row * f.x.stride;
+  const S* dy = f.dy.data + row * f.dy.stride;
   const T mean = f.centred ? f.mean[row] : T(0), rstd = f.rstd[row];
   T sum_g = 0, sum_gx = 0;
   for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
@@ -237,17 +244,18 @@ __global__ void norm_backward_wide(NormBackwardRows<T> f) {  // a block a row: d
   sum_gx = block_sum(sum_gx) / static_cast<T>(n);
   for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
     const T g = rstd * (dy[i] * f.weight[i] - sum_g - (x[i] - mean) * rstd * sum_gx);
-    const T dx = g + (f.dsum.data ? f.dsum.data[row * f.dsum.stride + i] : T(0));
+    const T dx = g + (f.dsum.data ? T(f.dsum.data[row * f.dsum.stride + i]) : T(0));
     f.dx.data[row * f.dx.stride + i] = dx;
     if (f.dbranch.data)
       f.dbranch.data[row * f.dbranch.stride + i] = dx * f.mask.template factor<T>(row * n + i);
   }
 }
 
-template <class T>
+template <class S>
 struct NormPartials {  // a thread a (block of rows, column)
-  NormBackwardRows<T> f;
+  NormBackwardRows<S> f;
   ET_HD void operator()(int64_t at) const {
+    using T = Arithmetic<S>;
     const int64_t column = at % f.dy.cols, begin = at / f.dy.cols * f.rows_per_block;
     const int64_t end = begin + f.rows_per_block < f.dy.rows ? begin + f.rows_per_block : f.dy.rows;
     T dw = 0, db = 0;
@@ -263,9 +271,10 @@ struct NormPartials {  // a thread a (block of rows, column)
   }
 };
 
-template <class T>
-bool on_packs(const Rows<T>& x) {
-  return !x.data || (aligned_for_vec(x.data) && x.stride % vec_width<T> == 0);
+template <class S>
+bool on_packs(const Rows<S>& x) {
+  constexpr int width = vec_width<Arithmetic<S>>;
+  return !x.data || (reinterpret_cast<uintptr_t>(x.data) % (width * sizeof(S)) == 0 && x.stride % width == 0);
 }
 
 /// run.operator()<packs>() for rows that a warp holds; false: they are too long or not whole packs.
@@ -284,20 +293,21 @@ bool with_packs(int64_t width, bool aligned, Run&& run) {
   return true;
 }
 
-template <class T>
-void norm_forward_cuda(const Context& ctx, const NormForwardRows<T>& f) {
+template <class S>
+void norm_forward_cuda(const Context& ctx, const NormForwardRows<S>& f) {
   const bool aligned = on_packs(f.x) && on_packs(f.y) && on_packs(f.branch) && on_packs(f.sum) &&
                        aligned_for_vec(f.weight) && (!f.bias || aligned_for_vec(f.bias));
-  const bool done = with_packs<T>(f.y.cols, aligned, [&]<int packs>() {
-    launch(ctx, norm_forward_warps<packs, T>, blocks_for(f.y.rows, norm_warps), dim3(32, norm_warps), 0, f);
+  const bool done = with_packs<Arithmetic<S>>(f.y.cols, aligned, [&]<int packs>() {
+    launch(ctx, norm_forward_warps<packs, S>, blocks_for(f.y.rows, norm_warps), dim3(32, norm_warps), 0, f);
   });
-  if (!done) launch(ctx, norm_forward_wide<T>, static_cast<unsigned>(f.y.rows), 128, 0, f);
+  if (!done) launch(ctx, norm_forward_wide<S>, static_cast<unsigned>(f.y.rows), 128, 0, f);
 }
 
 /// partial_weight: [blocks, 2, D].
-template <class T>
-void norm_backward_cuda(const Context& ctx, const NormBackwardRows<T>& f, int64_t blocks,
+template <class S>
+void norm_backward_cuda(const Context& ctx, const NormBackwardRows<S>& f, int64_t blocks,
                         const Tensor& dweight, const Tensor& dbias) {
+  using T = Arithmetic<S>;
   const int64_t n = f.dy.cols;
   T* dw = dweight.defined() ? dweight.data<T>() : nullptr;
   T* db = dbias.defined() ? dbias.data<T>() : nullptr;
@@ -305,11 +315,11 @@ void norm_backward_cuda(const Context& ctx, const NormBackwardRows<T>& f, int64_
     const bool aligned = on_packs(f.x) && on_packs(f.dy) && on_packs(f.dsum) && on_packs(f.dx) &&
                          on_packs(f.dbranch) && aligned_for_vec(f.weight);
     const bool done = with_packs<T>(n, aligned, [&]<int packs>() {
-      launch(ctx, norm_backward_warps<packs, T>, static_cast<unsigned>(blocks), dim3(32, norm_warps),
+      launch(ctx, norm_backward_warps<packs, S>, static_cast<unsigned>(blocks), dim3(32, norm_warps),
              f.partial_weight ? norm_warps * static_cast<size_t>(n) * sizeof(T) : 0, f);
     });
-    if (!done && f.dx.data) launch(ctx, norm_backward_wide<T>, static_cast<unsigned>(f.dy.rows), 128, 0, f);
-    if (!done && f.partial_weight) for_each_index(ctx, blocks * n, NormPartials<T>{f});
+    if (!done && f.dx.data) launch(ctx, norm_backward_wide<S>, static_cast<unsigned>(f.dy.rows), 128, 0, f);
+    if (!done && f.partial_weight) for_each_index(ctx, blocks * n, NormPartials<S>{f});
   }
   if (f.partial_weight) sum_rows(ctx, f.partial_weight, 1, blocks, 2 * n, SplitSink<T>{dw, db, n});
 }

@@ -5,6 +5,7 @@
 #include "tensor/blas.h"
 #include "tensor/cuda_blas.h"
 #include "tensor/dispatch.h"
+#include "tensor/float32_copies.h"
 #include "tensor/kernels.h"
 #include "tensor/kernels/column_sum.cuh"
 #include "tensor/launch.h"
@@ -62,6 +63,20 @@ void bias_cpu(const Tensor& dy, Tensor& db, Tensor& scratch) {
     for (int64_t j = 0; j < in.cols; ++j) out[j * stride] += partial[block * in.cols + j];
 }
 
+/// True iff bf16 operands can go to the library as they are: rows of whole 16-byte pieces.
+bool rows_of_bf16(const Tensor& x) {
+  if (!is_bf16(x) || !collapses_to_rows(x) || reinterpret_cast<uintptr_t>(x.raw()) % 16 != 0) return false;
+  for (int axis = 0; axis < x.rank(); ++axis)
+    if (x.dim(axis) > 1 && x.stride(axis) != 1 && x.stride(axis) % 8 != 0) return false;
+  return true;
+}
+bool native_bf16(const Tensor& a, const Tensor& b, const Tensor& c) {
+  const auto fits = [](const Tensor& t) {
+    return rows_of_bf16(t.rank() == 2 && t.stride(0) == 1 ? t.transpose(0, 1) : t);
+  };
+  return fits(a) && fits(b) && (fits(c) || c.dtype() == DType::f32);
+}
+
 #ifdef EIGENTRACE_WITH_CUDA
 template <class T>
 void linear_cuda(Context& ctx, const Rows<T>& in, const Matrix<const T>& weight, const Tensor& bias,
@@ -112,17 +127,17 @@ Matrix<const T> turned(Context& ctx, const Tensor& weight, Tensor& copy) {
 int64_t row_count(const Tensor& x) { return x.dim(-1) == 0 ? 0 : x.numel() / x.dim(-1); }
 
 void check(const char* what, const Tensor& x, const Tensor& weight, const Tensor& y) {
-  const bool good = x.rank() >= 1 && y.rank() == x.rank() && weight.rank() == 2 &&
-                    weight.dim(1) == x.dim(-1) && weight.dim(0) == y.dim(-1) &&
-                    x.shape().without(x.rank() - 1) == y.shape().without(y.rank() - 1) &&
-                    x.dtype() == weight.dtype() && x.dtype() == y.dtype();
+  const bool good =
+      x.rank() >= 1 && y.rank() == x.rank() && weight.rank() == 2 && weight.dim(1) == x.dim(-1) &&
+      weight.dim(0) == y.dim(-1) && x.shape().without(x.rank() - 1) == y.shape().without(y.rank() - 1) &&
+      x.dtype() == y.dtype() && (x.dtype() == weight.dtype() || weight.dtype() == arithmetic_type(x.dtype()));
   if (!good)
     fail(std::string(what) + ": x [..., in], weight [out, in] and y [..., out] of one type expected, found " +
          to_string(x) + ", " + to_string(weight) + ", " + to_string(y));
 }
 
 void check_bias(const char* what, const Tensor& dy, const Tensor& dbias) {
-  if (!(dbias.shape() == Shape{dy.dim(-1)}) || dbias.dtype() != dy.dtype())
+  if (!(dbias.shape() == Shape{dy.dim(-1)}) || dbias.dtype() != arithmetic_type(dy.dtype()))
     fail(std::string(what) + ": dbias [out] expected for dy " + to_string(dy) + ", found " +
          to_string(dbias));
 }
@@ -131,26 +146,33 @@ void check_bias(const char* what, const Tensor& dy, const Tensor& dbias) {
 
 void linear(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor& y) {
   check("linear", x, weight, y);
-  if (bias.defined() && !(bias.shape() == Shape{weight.dim(0)} && bias.dtype() == x.dtype()))
+  if (bias.defined() && !(bias.shape() == Shape{weight.dim(0)} && bias.dtype() == arithmetic_type(x.dtype())))
     fail("linear: bias [out] expected for weight " + to_string(weight) + ", found " + to_string(bias));
-  dispatch_floating(ctx, "linear", x.dtype(), [&]<class T>() {
+  if (!native_bf16(x, weight, y) && in_float32(ctx, linear, x, weight, bias, y)) return;
+  Tensor added = bias;
+  if (bias.defined() && is_bf16(y)) {
+    added = ctx.empty(bias.shape(), DType::bf16);
+    cast(ctx, bias, added);
+  }
+  dispatch_stored(ctx, "linear", x.dtype(), [&]<class T>() {
 #ifdef EIGENTRACE_WITH_CUDA
     if (ctx.device().is_cuda())
-      return linear_cuda<T>(ctx, rows_of<T>(x, "linear: x"), matrix_of<T>(weight, "linear: weight"), bias,
+      return linear_cuda<T>(ctx, rows_of<T>(x, "linear: x"), matrix_of<T>(weight, "linear: weight"), added,
                             rows_of<T>(y, "linear: y"));
 #endif
     require_cpu(ctx, "linear");
-    linear_cpu<T>(x, weight, bias, y);
+    if constexpr (!std::is_same_v<T, BFloat16>) linear_cpu<T>(x, weight, bias, y);
   });
 }
 
 void linear_backward_input(Context& ctx, const Tensor& dy, const Tensor& weight, Tensor& dx) {
   check("linear_backward_input", dx, weight, dy);
+  if (!native_bf16(dy, weight, dx) && in_float32(ctx, linear_backward_input, dy, weight, dx)) return;
 #ifdef EIGENTRACE_WITH_CUDA
   const bool turns = turns_weight(ctx, weight, row_count(dy));
   Tensor copy = turns ? ctx.empty({weight.dim(1), weight.dim(0)}, weight.dtype()) : Tensor();
 #endif
-  dispatch_floating(ctx, "linear_backward_input", dy.dtype(), [&]<class T>() {
+  dispatch_stored(ctx, "linear_backward_input", dy.dtype(), [&]<class T>() {
 #ifdef EIGENTRACE_WITH_CUDA
     if (ctx.device().is_cuda())
       return linear_cuda<T>(
@@ -159,26 +181,29 @@ void linear_backward_input(Context& ctx, const Tensor& dy, const Tensor& weight,
           Tensor(), rows_of<T>(dx, "linear_backward_input: dx"));
 #endif
     require_cpu(ctx, "linear_backward_input");
-    linear_cpu<T>(dy, weight.transpose(0, 1), Tensor(), dx);
+    if constexpr (!std::is_same_v<T, BFloat16>) linear_cpu<T>(dy, weight.transpose(0, 1), Tensor(), dx);
   });
 }
 
 void linear_backward_weight(Context& ctx, const Tensor& dy, const Tensor& x, Tensor& dweight, Tensor& dbias) {
   check("linear_backward_weight", x, dweight, dy);
+  if (!native_bf16(dy, x, dweight) && in_float32(ctx, linear_backward_weight, dy, x, dweight, dbias)) return;
 #ifdef EIGENTRACE_WITH_CUDA
   if (ctx.device().is_cuda()) {
     if (dbias.defined()) check_bias("linear_backward_weight", dy, dbias);
     const int64_t M = dweight.dim(0), N = dweight.dim(1), K = row_count(dy);
-    Tensor scratch = ctx.empty({cuda_long_scratch(ctx, dy.dtype(), M, N, K, dbias.defined())}, dy.dtype());
-    return dispatch_floating(ctx, "linear_backward_weight", x.dtype(), [&]<class T>() {
-      const Product<T> product{M,
-                               N,
-                               K,
-                               matrix(rows_of<T>(dy, "linear_backward_weight: dy")).t(),
-                               matrix(rows_of<T>(x, "linear_backward_weight: x")),
-                               matrix_of<T>(dweight, "linear_backward_weight: dweight")};
-      cuda_gemm_long<T>(ctx, product, dbias.defined() ? dbias.data<T>() : nullptr,
-                        dbias.defined() ? dbias.stride(0) : 0, scratch.data<T>());
+    Tensor scratch =
+        ctx.empty({cuda_long_scratch(ctx, dy.dtype(), M, N, K, dbias.defined())}, dweight.dtype());
+    return dispatch_stored(ctx, "linear_backward_weight", x.dtype(), [&]<class T>() {
+      using Out = Arithmetic<T>;
+      const Product<T, Out> product{M,
+                                    N,
+                                    K,
+                                    matrix(rows_of<T>(dy, "linear_backward_weight: dy")).t(),
+                                    matrix(rows_of<T>(x, "linear_backward_weight: x")),
+                                    matrix_of<Out>(dweight, "linear_backward_weight: dweight")};
+      cuda_gemm_long(ctx, product, dbias.defined() ? dbias.data<Out>() : nullptr,
+                     dbias.defined() ? dbias.stride(0) : 0, scratch.data<Out>());
     });
   }
 #endif
@@ -200,15 +225,16 @@ void linear_backward_bias(Context& ctx, const Tensor& dy, Tensor& dbias) {
 #ifdef EIGENTRACE_WITH_CUDA
   if (ctx.device().is_cuda()) pieces = column_sum_pieces(row_count(dy));
 #endif
-  Tensor scratch = ctx.empty({pieces, dy.dim(-1)}, dy.dtype());
-  dispatch_floating(ctx, "linear_backward_bias", dy.dtype(), [&]<class T>() {
+  Tensor scratch = ctx.empty({pieces, dy.dim(-1)}, dbias.dtype());
+  dispatch_stored(ctx, "linear_backward_bias", dy.dtype(), [&]<class T>() {
 #ifdef EIGENTRACE_WITH_CUDA
+    using Sum = Arithmetic<T>;
     if (ctx.device().is_cuda())
-      return column_sum(ctx, rows_of<T>(dy, "linear_backward_bias: dy"), dbias.data<T>(), dbias.stride(0),
-                        scratch.data<T>());
+      return column_sum(ctx, rows_of<T>(dy, "linear_backward_bias: dy"), dbias.data<Sum>(), dbias.stride(0),
+                        scratch.data<Sum>());
 #endif
     require_cpu(ctx, "linear_backward_bias");
-    bias_cpu<T>(dy, dbias, scratch);
+    if constexpr (!std::is_same_v<T, BFloat16>) bias_cpu<T>(dy, dbias, scratch);
   });
 }
 

@@ -8,6 +8,7 @@
 //   linear: dη_i = −r_i² δ_i,  dq_i += dη_i Σ_{j≤i} k_j,  dk_j += Σ_{i≥j} dη_i q_i
 //   norm:   dx_i = s g(x_i) δ_i,  doffset = Σ_{b,t} dx
 #include "tensor/dispatch.h"
+#include "tensor/float32_copies.h"
 #include "tensor/heads.h"
 #include "tensor/kernels.h"
 #ifdef EIGENTRACE_WITH_CUDA
@@ -74,6 +75,7 @@ struct NormGradient {
 
 void linear_attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, Tensor& out,
                       Tensor& log_eta, [[maybe_unused]] const Tensor& kept) {
+  if (in_float32(ctx, linear_attention, q, k, v, out, log_eta, kept)) return;
   check("linear_attention", ctx, q, k, v, out, log_eta);
 #ifdef EIGENTRACE_WITH_CUDA
   if (out.numel() == 0) return;
@@ -86,6 +88,7 @@ void linear_attention(Context& ctx, const Tensor& q, const Tensor& k, const Tens
 void linear_attention_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
                                const Tensor& log_eta, const Tensor& dout, Tensor& dq, Tensor& dk, Tensor& dv,
                                [[maybe_unused]] const Tensor& kept) {
+  if (in_float32(ctx, linear_attention_backward, q, k, v, log_eta, dout, dq, dk, dv, kept)) return;
   check("linear_attention_backward", ctx, dq.defined() ? dq : q, dk.defined() ? dk : k, dv.defined() ? dv : v,
         dout, log_eta);
 #ifdef EIGENTRACE_WITH_CUDA
@@ -106,6 +109,7 @@ Tensor linear_attention_kept(Context& ctx, const Tensor& q, const Tensor& v) {
 void norm_attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, NormFunction f,
                     const Tensor& n, const Tensor& offset, double scale, Tensor& out, Tensor& log_eta,
                     [[maybe_unused]] const Tensor& kept) {
+  if (in_float32(ctx, norm_attention, q, k, v, f, n, offset, scale, out, log_eta, kept)) return;
   check("norm_attention", ctx, q, k, v, out, log_eta);
   check("norm_attention", ctx, q, k, v, out, n);
 #ifdef EIGENTRACE_WITH_CUDA
@@ -126,6 +130,9 @@ void norm_attention_backward(Context& ctx, const Tensor& q, const Tensor& k, con
                              const Tensor& n, const Tensor& offset, double scale, const Tensor& log_eta,
                              const Tensor& dout, Tensor& dq, Tensor& dk, Tensor& dv, Tensor& dn,
                              Tensor& doffset, [[maybe_unused]] const Tensor& kept) {
+  if (in_float32(ctx, norm_attention_backward, q, k, v, f, n, offset, scale, log_eta, dout, dq, dk, dv, dn,
+                 doffset, kept))
+    return;
   check("norm_attention_backward", ctx, dq.defined() ? dq : q, dk.defined() ? dk : k, dv.defined() ? dv : v,
         dout, dn.defined() ? dn : n);
 #ifdef EIGENTRACE_WITH_CUDA

@@ -3,6 +3,7 @@
 #include "tensor/blas.h"
 #include "tensor/cuda_blas.h"
 #include "tensor/dispatch.h"
+#include "tensor/float32_copies.h"
 #include "tensor/kernels.h"
 
 namespace eigentrace::kernels {
@@ -69,6 +70,7 @@ void matmul_cuda(Context& ctx, const Tensor& a, const Tensor& b, Tensor& c, int6
 }  // namespace
 
 void matmul(Context& ctx, const Tensor& a, const Tensor& b, Tensor& c) {
+  if (in_float32(ctx, matmul, a, b, c)) return;
   const auto bad = [&] {
     fail("matmul: a [..., M, K], b [..., K, N] and c [..., M, N] with equal leading axes expected, found " +
          to_string(a) + ", " + to_string(b) + ", " + to_string(c));

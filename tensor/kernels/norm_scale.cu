@@ -2,6 +2,7 @@
 //   log η = f(x),  out = s exp(−f(x)) y
 //   dy = s exp(−f(x)) dout,  dx = s g(x) (dout·y),  g(x) = −f′(x) exp(−f(x)),  doffset = Σ_{b,t} dx
 #include "tensor/dispatch.h"
+#include "tensor/float32_copies.h"
 #include "tensor/heads.h"
 #include "tensor/kernels.h"
 #include "tensor/kernels/norm_function.h"
@@ -105,6 +106,7 @@ void check(const char* what, const Tensor& y, const Tensor& n, const Tensor& off
 
 void norm_scale(Context& ctx, const Tensor& y, NormFunction f, const Tensor& n, const Tensor& offset,
                 double scale, Tensor& out, Tensor& log_eta) {
+  if (in_float32(ctx, norm_scale, y, f, n, offset, scale, out, log_eta)) return;
   check("norm_scale", y, n, offset, out);
 #ifdef EIGENTRACE_WITH_CUDA
   if (ctx.device().is_cuda())
@@ -125,6 +127,7 @@ void norm_scale(Context& ctx, const Tensor& y, NormFunction f, const Tensor& n, 
 
 void norm_scale_backward(Context& ctx, const Tensor& y, NormFunction f, const Tensor& n, const Tensor& offset,
                          double scale, const Tensor& dout, Tensor& dy, Tensor& dn, Tensor& doffset) {
+  if (in_float32(ctx, norm_scale_backward, y, f, n, offset, scale, dout, dy, dn, doffset)) return;
   check("norm_scale_backward", y, n, offset, dout);
 #ifdef EIGENTRACE_WITH_CUDA
   if (ctx.device().is_cuda()) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "tensor/dispatch.h"
+#include "tensor/float32_copies.h"
 #include "tensor/kernels.h"
 #include "tensor/kernels/pool_cuda.cuh"
 
@@ -123,6 +124,7 @@ PoolSteps steps_of(const Tensor& x, const Tensor& lengths, const Tensor& valid_t
 
 void pool(Context& ctx, Pool how, const Tensor& x, const Tensor& lengths, const Tensor& valid_time, Tensor& y,
           Tensor& argmax) {
+  if (in_float32(ctx, pool, how, x, lengths, valid_time, y, argmax)) return;
   const PoolSteps steps = steps_of(x, lengths, valid_time);
 #ifdef EIGENTRACE_WITH_CUDA
   if (ctx.device().is_cuda()) return pool_cuda(ctx, how, x, steps, y, argmax);
@@ -145,6 +147,7 @@ void pool(Context& ctx, Pool how, const Tensor& x, const Tensor& lengths, const 
 
 void pool_backward(Context& ctx, Pool how, const Tensor& lengths, const Tensor& valid_time,
                    const Tensor& argmax, const Tensor& dy, Tensor& dx) {
+  if (in_float32(ctx, pool_backward, how, lengths, valid_time, argmax, dy, dx)) return;
   const PoolSteps steps = steps_of(dx, lengths, valid_time);
   dispatch_floating(ctx, "pool_backward", dx.dtype(), [&]<class T>() {
     const Rows<T> g = rows_of<T>(dy, "pool_backward: dy");

@@ -4,6 +4,7 @@
 
 #include "tensor/column_sums.h"
 #include "tensor/dispatch.h"
+#include "tensor/float32_copies.h"
 #include "tensor/kernels.h"
 
 namespace eigentrace::kernels {
@@ -80,6 +81,7 @@ void sum_cuda(Context& ctx, const Tensor& x, int64_t outer, int64_t reduced, int
 }  // namespace
 
 void sum(Context& ctx, const Tensor& x, int axis, Tensor& y) {
+  if (in_float32(ctx, sum, x, axis, y)) return;
   if (axis < 0) axis += x.rank();
   if (axis < 0 || axis >= x.rank() || y.numel() * x.dim(axis) != x.numel() || !y.contiguous())
     fail("sum: axis " + std::to_string(axis) + " of " + to_string(x) + " into " + to_string(y) +

@@ -32,19 +32,21 @@ void reverse_time(Context& ctx, const Tensor& x, Tensor& y) {
   if (x.rank() != 3 || !(x.shape() == y.shape()) || !dense(x) || !dense(y))
     fail("reverse_time: x and y [B, T, D] with a dense last axis expected, found " + to_string(x) + " and " +
          to_string(y));
-  dispatch_floating(ctx, "reverse_time", x.dtype(), [&]<class T>() {
+  dispatch_stored(ctx, "reverse_time", x.dtype(), [&]<class T>() {
 #ifdef EIGENTRACE_WITH_CUDA
     if (ctx.device().is_cuda()) {  // a copy from the last step, backwards
       if (x.numel() == 0) return;
       Shape from = x.strides();
       from[1] = -from[1];
-      const Addresses<T, 2> address{{x.data<T>() + (x.dim(1) - 1) * x.stride(1), y.data<T>()}};
-      return launch_elements<1, 1, T>(ctx, element_plan<2>(x.shape(), {from, y.strides()}), address, Same{});
+      const Addresses<2> address{{x.data<T>() + (x.dim(1) - 1) * x.stride(1), y.data<T>()}};
+      return launch_elements<1, 1, T, T>(ctx, element_plan<2>(x.shape(), {from, y.strides()}), address,
+                                         Same{});
     }
 #endif
-    for_each_in_rows(
-        ctx, x.dim(0) * x.dim(1), x.dim(2),
-        Reverse<T>{x.data<T>(), y.data<T>(), x.dim(1), x.stride(0), x.stride(1), y.stride(0), y.stride(1)});
+    if constexpr (!std::is_same_v<T, BFloat16>)
+      for_each_in_rows(
+          ctx, x.dim(0) * x.dim(1), x.dim(2),
+          Reverse<T>{x.data<T>(), y.data<T>(), x.dim(1), x.stride(0), x.stride(1), y.stride(0), y.stride(1)});
   });
 }
 

@@ -7,6 +7,7 @@
 // rows after i: masked s enter neither the maximum nor the sum, and masked p are exact zeros, so a change of
 // later inputs changes no bit of y_i or lse_i.
 // CUDA bodies: softmax_attention_scalar.cu, softmax_attention_forward.cuh and softmax_attention_backward.cuh.
+#include "tensor/float32_copies.h"
 #include "tensor/kernels.h"
 #include "tensor/kernels/softmax_attention_cuda.cuh"
 #include "tensor/row_softmax.h"
@@ -203,6 +204,7 @@ void check(const char* what, const Tensor& q, const Tensor& k, const Tensor& v, 
 
 void softmax_attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, double scale,
                        double dropout, uint32_t op, Tensor& y, Tensor& lse) {
+  if (in_float32(ctx, softmax_attention, q, k, v, scale, dropout, op, y, lse)) return;
   check("softmax_attention", q, k, v, y, lse);
   const bool cuda = ctx.device().is_cuda();
   const int64_t block = query_block * key_block;
@@ -232,6 +234,8 @@ void softmax_attention(Context& ctx, const Tensor& q, const Tensor& k, const Ten
 void softmax_attention_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
                                 const Tensor& y, const Tensor& lse, const Tensor& dy, double scale,
                                 double dropout, uint32_t op, Tensor& dq, Tensor& dk, Tensor& dv) {
+  if (in_float32(ctx, softmax_attention_backward, q, k, v, y, lse, dy, scale, dropout, op, dq, dk, dv))
+    return;
   check("softmax_attention_backward", q, k, v, y, lse);
   check("softmax_attention_backward", dq.defined() ? dq : q, dk.defined() ? dk : k, dv.defined() ? dv : v, dy,
         lse);

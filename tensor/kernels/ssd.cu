@@ -18,6 +18,7 @@
 #include <cmath>
 
 #include "tensor/dispatch.h"
+#include "tensor/float32_copies.h"
 #include "tensor/heads.h"
 #include "tensor/kernels.h"
 #include "tensor/kernels/ssd_run.cuh"
@@ -340,6 +341,7 @@ void check_skip(const Context& ctx, const Tensor& q, const Tensor& v, const Tens
 
 void ssd(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_a,
          const Tensor& w, Tensor& y, [[maybe_unused]] const Tensor& kept) {
+  if (in_float32(ctx, ssd, q, k, v, log_a, w, y, kept)) return;
   check("ssd", q, k, v, log_a, w, y);
 #ifdef EIGENTRACE_WITH_CUDA
   if (ctx.device().is_cuda()) return run_cuda(ctx, {q, k, v, log_a, w, y, {}, {}, {}, {}, {}, {}}, kept);
@@ -370,6 +372,7 @@ void ssd(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const 
 void ssd_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_a,
                   const Tensor& w, const Tensor& dy, Tensor& dq, Tensor& dk, Tensor& dv, Tensor& dlog_a,
                   Tensor& dw, [[maybe_unused]] const Tensor& kept) {
+  if (in_float32(ctx, ssd_backward, q, k, v, log_a, w, dy, dq, dk, dv, dlog_a, dw, kept)) return;
   check("ssd_backward", dq.defined() ? dq : q, dk.defined() ? dk : k, dv.defined() ? dv : v,
         dlog_a.defined() ? dlog_a : log_a, dw.defined() ? dw : w, dy);
 #ifdef EIGENTRACE_WITH_CUDA
@@ -446,6 +449,7 @@ Tensor ssd_kept(Context& ctx, const Tensor& q, const Tensor& v, const Tensor& lo
 
 void ssd_skip(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_a,
               const Tensor& w, const Tensor& skip, Tensor& y, [[maybe_unused]] const Tensor& kept) {
+  if (in_float32(ctx, ssd_skip, q, k, v, log_a, w, skip, y, kept)) return;
   check("ssd_skip", q, k, v, log_a, w, y);
   check_skip(ctx, q, v, skip);
 #ifdef EIGENTRACE_WITH_CUDA
@@ -460,6 +464,8 @@ void ssd_skip_backward(Context& ctx, const Tensor& q, const Tensor& k, const Ten
                        const Tensor& w, const Tensor& skip, const Tensor& dy, Tensor& dq, Tensor& dk,
                        Tensor& dv, Tensor& dlog_a, Tensor& dw, Tensor& dskip,
                        [[maybe_unused]] const Tensor& kept) {
+  if (in_float32(ctx, ssd_skip_backward, q, k, v, log_a, w, skip, dy, dq, dk, dv, dlog_a, dw, dskip, kept))
+    return;
   check("ssd_skip_backward", dq.defined() ? dq : q, dk.defined() ? dk : k, dv.defined() ? dv : v,
         dlog_a.defined() ? dlog_a : log_a, dw.defined() ? dw : w, dy);
   check_skip(ctx, q, v, dskip.defined() ? dskip : skip);

@@ -26,6 +26,47 @@ struct BackwardOf {
 };
 
 #ifdef EIGENTRACE_WITH_CUDA
+/// bf16: one kernel for all functions, chosen per pack, instead of one each to compile.
+struct AnyForward {
+  Unary f;
+  MaskedElements mask;  // time −1: none
+  template <int width>
+  ET_HD void pack(int64_t element, const Vec<float, width> (&x)[1], Vec<float, width> (&y)[1]) const {
+    with_function(f, [&]<class F>() {
+#pragma unroll
+      for (int i = 0; i < width; ++i) y[0].x[i] = F::value(x[0].x[i]);
+    });
+    if (mask.time < 0) return;
+    const Vec<float, width> m = mask.factors<float, width>(element);
+#pragma unroll
+    for (int i = 0; i < width; ++i) y[0].x[i] *= m.x[i];
+  }
+};
+struct AnyBackward {
+  Unary f;
+  MaskedElements mask;
+  template <int width>
+  ET_HD void pack(int64_t element, const Vec<float, width> (&x)[2], Vec<float, width> (&y)[1]) const {
+    with_function(f, [&]<class F>() {
+#pragma unroll
+      for (int i = 0; i < width; ++i) y[0].x[i] = x[1].x[i] * F::derivative(x[0].x[i]);
+    });
+    if (mask.time < 0) return;
+    const Vec<float, width> m = mask.factors<float, width>(element);
+#pragma unroll
+    for (int i = 0; i < width; ++i) y[0].x[i] *= m.x[i];
+  }
+};
+
+MaskedElements no_mask(const Context& ctx) { return {dropout_stream(ctx, 0, 0), -1, 1}; }
+void any_forward(const Context& ctx, Unary f, const MaskedElements& mask, const Tensor& x, const Tensor& y) {
+  map_elements_cuda<BFloat16>(ctx, AnyForward{f, mask}, std::array{x}, std::array{y});
+}
+void any_backward(const Context& ctx, Unary f, const MaskedElements& mask, const Tensor& x, const Tensor& dy,
+                  const Tensor& dx) {
+  map_elements_cuda<BFloat16>(ctx, AnyBackward{f, mask}, std::array{x, dy}, std::array{dx});
+}
+
 template <class F>
 struct Masked {
   MaskedElements mask;
@@ -58,16 +99,22 @@ const char* name_of(Unary f) {
 
 void unary(Context& ctx, Unary f, const Tensor& x, Tensor& y) {
   if (!(x.shape() == y.shape())) fail("unary: y is " + to_string(y) + ", x is " + to_string(x));
-  dispatch_floating(ctx, "unary", x.dtype(), [&]<class T>() {
-    with_function(f, [&]<class F>() { map_elements<T>(ctx, Forward<F>{}, std::array{x}, y); });
+  dispatch_stored(ctx, "unary", x.dtype(), [&]<class T>() {
+    if constexpr (std::is_same_v<T, BFloat16>)
+      any_forward(ctx, f, no_mask(ctx), x, y);
+    else
+      with_function(f, [&]<class F>() { map_elements<T>(ctx, Forward<F>{}, std::array{x}, y); });
   });
 }
 
 void unary_backward(Context& ctx, Unary f, const Tensor& x, const Tensor& dy, Tensor& dx) {
   if (!(x.shape() == dy.shape() && x.shape() == dx.shape()))
     fail("unary_backward: x is " + to_string(x) + ", dy " + to_string(dy) + ", dx " + to_string(dx));
-  dispatch_floating(ctx, "unary_backward", x.dtype(), [&]<class T>() {
-    with_function(f, [&]<class F>() { map_elements<T>(ctx, BackwardOf<F>{}, std::array{x, dy}, dx); });
+  dispatch_stored(ctx, "unary_backward", x.dtype(), [&]<class T>() {
+    if constexpr (std::is_same_v<T, BFloat16>)
+      any_backward(ctx, f, no_mask(ctx), x, dy, dx);
+    else
+      with_function(f, [&]<class F>() { map_elements<T>(ctx, BackwardOf<F>{}, std::array{x, dy}, dx); });
   });
 }
 
@@ -76,9 +123,12 @@ void activation(Context& ctx, Unary f, const Tensor& x, const Dropout& drop, Ten
 #ifdef EIGENTRACE_WITH_CUDA
   if (ctx.device().is_cuda()) {
     const MaskedElements mask = masked_elements(ctx, drop, x);
-    return dispatch_floating(ctx, "activation", x.dtype(), [&]<class T>() {
-      with_function(
-          f, [&]<class F>() { map_elements_cuda<T>(ctx, Masked<F>{mask}, std::array{x}, std::array{y}); });
+    return dispatch_stored(ctx, "activation", x.dtype(), [&]<class T>() {
+      if constexpr (std::is_same_v<T, BFloat16>)
+        any_forward(ctx, f, mask, x, y);
+      else
+        with_function(
+            f, [&]<class F>() { map_elements_cuda<T>(ctx, Masked<F>{mask}, std::array{x}, std::array{y}); });
     });
   }
 #endif
@@ -92,10 +142,13 @@ void activation_backward(Context& ctx, Unary f, const Tensor& x, const Dropout& 
 #ifdef EIGENTRACE_WITH_CUDA
   if (ctx.device().is_cuda()) {
     const MaskedElements mask = masked_elements(ctx, drop, x);
-    return dispatch_floating(ctx, "activation_backward", x.dtype(), [&]<class T>() {
-      with_function(f, [&]<class F>() {
-        map_elements_cuda<T>(ctx, MaskedBackward<F>{mask}, std::array{x, dy}, std::array{dx});
-      });
+    return dispatch_stored(ctx, "activation_backward", x.dtype(), [&]<class T>() {
+      if constexpr (std::is_same_v<T, BFloat16>)
+        any_backward(ctx, f, mask, x, dy, dx);
+      else
+        with_function(f, [&]<class F>() {
+          map_elements_cuda<T>(ctx, MaskedBackward<F>{mask}, std::array{x, dy}, std::array{dx});
+        });
     });
   }
 #endif

@@ -3,7 +3,9 @@
 #include <doctest/doctest.h>
 #include <fmt/format.h>
 
+#include <cmath>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "nn/config/config.h"
@@ -98,7 +100,8 @@ std::vector<double> first_sequences(const LayerSpectrum& spectrum) {
 
 /// read_every: a reading in steps read_every − 1, 2 · read_every − 1, …; by hand: the realisations are read
 /// inside the pass. 0: none.
-Outcome train(const ModelCase& family, Device device, How how, int64_t steps, int64_t read_every = 0) {
+Outcome train(const ModelCase& family, Device device, How how, int64_t steps, int64_t read_every = 0,
+              Precision precision = Precision::fp32) {
   RunConfig config = config_of(family);
   const std::unique_ptr<Task> task = make_task(config.dataset);
   fit_model(config.model, task->shape(Split::train));
@@ -109,6 +112,7 @@ Outcome train(const ModelCase& family, Device device, How how, int64_t steps, in
   const LearningRates rates(config.train, task->size(Split::train));
   Context ctx(device, device.is_cuda() ? size_t{256} << 20 : 0);
   ctx.poison = true;
+  ctx.precision = precision;
   LoaderOptions order;
   order.batch_size =
       config.train.batch_size;  // 50 examples: every eighth batch is a ragged one of one example
@@ -248,6 +252,101 @@ TEST_CASE("train step: on a GPU, a step with a reading is a captured one with co
     CHECK(read.spectra == train(family, gpu, How::by_hand, 12, 2).spectra);
     CHECK(read.reading_nodes > read.nodes);
     CHECK(read.reading_nodes <= read.nodes + 8);
+  }
+}
+
+namespace {
+
+/// Rows of whole 16-byte pieces, which products take as they are.
+ModelCase widened(const ModelCase& family, std::string& text) {
+  text = family.model;
+  for (const auto& [from, to] : {std::pair<std::string, std::string>{"hidden_dim: 12", "hidden_dim: 16"},
+                                 {"mixer_dim: 9", "mixer_dim: 24"},
+                                 {"state_dim: 10", "state_dim: 8"}})
+    if (const size_t at = text.find(from); at != std::string::npos) text.replace(at, from.size(), to);
+  return {family.name, text.c_str()};
+}
+
+struct Pass {
+  std::vector<std::vector<double>> gradients;
+  size_t peak = 0;
+};
+
+/// One forward and backward pass of 2 sequences of 32 tokens; in a dry run for what it needs.
+Pass pass_of(const ModelCase& family, Device device, Precision precision, bool dry) {
+  RunConfig config = config_of(family);
+  const std::unique_ptr<Task> task = make_task(config.dataset);
+  fit_model(config.model, task->shape(Split::train));
+  const std::unique_ptr<Model> model = make_model(config.model, config.seed, DType::f32, device);
+  Optimiser optimiser(model->parameters(),
+                      make_groups(model->parameters(), config.model, config.train, config.dialect),
+                      optimiser_options(config.train));
+  const LearningRates rates(config.train, task->size(Split::train));
+  Context real(device, device.is_cuda() ? size_t{256} << 20 : 0), none = Context::dry_run(device);
+  Context& ctx = dry ? none : real;
+  ctx.precision = precision, ctx.poison = !dry;
+  Loader loader(*task, Split::train, {.batch_size = 2});
+  DeviceBatch data(device, DType::f32);
+  data.load(*loader.next(), false, LossAverage::labelled, &real);
+  TrainStep step(ctx, *model, optimiser, rates, config.seed, false);
+  step.forward_backward(ctx, data.input(), data.labels(), !dry);
+  Pass pass;
+  pass.peak = ctx.slab().peak();
+  if (!dry)
+    for (const Parameter& p : model->parameters().parameters())
+      pass.gradients.push_back(p.gradient.to_vector<double>());
+  return pass;
+}
+
+}  // namespace
+
+TEST_CASE("train step: bf16 activations give float32's gradients to bf16's accuracy, in less memory") {
+  if (cuda_device_count() == 0) {
+    MESSAGE("no GPU here: this case needs one");
+    return;
+  }
+  const Device gpu = parse_device("cuda");
+  for (const ModelCase& narrow : families) {
+    CAPTURE(narrow.name);
+    std::string text;
+    const ModelCase wide = widened(narrow, text);
+    // widths that are no whole pieces take other ways through products: one family is enough for those
+    for (const ModelCase& family :
+         narrow.name == families[0].name ? std::vector{narrow, wide} : std::vector{wide}) {
+      CAPTURE(family.model);
+      const Pass exact = pass_of(family, gpu, Precision::fp32, false),
+                 rounded = pass_of(family, gpu, Precision::bf16, false);
+      double difference = 0, size = 0;  // over all parameters: ‖g₁₆ − g₃₂‖ against ‖g₃₂‖
+      for (size_t p = 0; p < exact.gradients.size(); ++p)
+        for (size_t i = 0; i < exact.gradients[p].size(); ++i) {
+          const double d = rounded.gradients[p][i] - exact.gradients[p][i];
+          difference += d * d, size += exact.gradients[p][i] * exact.gradients[p][i];
+        }
+      CHECK(std::sqrt(difference / size) < 0.03);
+      CHECK(difference > 0);
+      CHECK(pass_of(family, gpu, Precision::bf16, true).peak <
+            pass_of(family, gpu, Precision::fp32, true).peak);
+    }
+  }
+}
+
+TEST_CASE("train step: bf16: captured steps have the bits of eager ones, two runs the same, losses near") {
+  if (cuda_device_count() == 0) {
+    MESSAGE("no GPU here: this case needs one");
+    return;
+  }
+  const Device gpu = parse_device("cuda");
+  for (const ModelCase& narrow : families) {
+    CAPTURE(narrow.name);
+    std::string text;
+    const ModelCase family = widened(narrow, text);
+    const Outcome eager = train(family, gpu, How::eager, 4, 0, Precision::bf16),
+                  captured = train(family, gpu, How::captured, 4, 0, Precision::bf16);
+    check_same(captured, eager);
+    check_same(train(family, gpu, How::captured, 4, 0, Precision::bf16), captured);
+    const Outcome cpu = train(family, {}, How::eager, 4);
+    for (size_t s = 0; s < cpu.losses.size(); ++s)
+      CHECK(captured.losses[s] == doctest::Approx(cpu.losses[s]).epsilon(2e-2));
   }
 }
 

@@ -2,6 +2,7 @@
 
 #include <vector>
 
+#include "tensor/bfloat16.h"
 #include "tests/simt/cublasLt.h"
 
 namespace {
@@ -50,6 +51,34 @@ void product(const SimtMatmul& operation, double alpha, const void* a, const Sim
   }
 }
 
+using eigentrace::BFloat16;
+
+size_t extent(const SimtLayout& l) {
+  return static_cast<size_t>((l.batch - 1) * l.step + static_cast<int64_t>(l.cols - 1) * l.ld) + l.rows;
+}
+std::vector<float> widened(const void* x, size_t n) {
+  const auto* from = static_cast<const BFloat16*>(x);
+  return {from, from + n};
+}
+
+/// bf16 operands; the result in float32 or bf16, the bias of the result's type.
+void product_of_bf16(SimtMatmul operation, double alpha, const void* a, const SimtLayout& la, const void* b,
+                     const SimtLayout& lb, double beta, void* c, const SimtLayout& lc) {
+  const std::vector<float> x = widened(a, extent(la)), y = widened(b, extent(lb));
+  if (lc.type == CUDA_R_32F) return product<float>(operation, alpha, x.data(), la, y.data(), lb, beta, c, lc);
+  std::vector<float> z = widened(c, extent(lc)), bias;
+  if (operation.epilogue == CUBLASLT_EPILOGUE_BIAS)
+    bias = widened(operation.bias, lc.rows), operation.bias = bias.data();
+  product<float>(operation, alpha, x.data(), la, y.data(), lb, beta, z.data(), lc);
+  auto* to = static_cast<BFloat16*>(c);
+  for (int32_t i = 0; i < lc.batch; ++i)
+    for (uint64_t column = 0; column < lc.cols; ++column)
+      for (uint64_t row = 0; row < lc.rows; ++row) {
+        const int64_t at = i * lc.step + static_cast<int64_t>(column) * lc.ld + static_cast<int64_t>(row);
+        to[at] = z[static_cast<size_t>(at)];
+      }
+}
+
 }  // namespace
 
 cublasStatus_t simt_matmul(const SimtMatmul& operation, double alpha, const void* a, const SimtLayout& la,
@@ -59,12 +88,15 @@ cublasStatus_t simt_matmul(const SimtMatmul& operation, double alpha, const void
   const bool fits = (operation.b == CUBLAS_OP_T ? lb.cols : lb.rows) == K &&
                     (operation.a == CUBLAS_OP_T ? la.cols : la.rows) == lc.rows &&
                     (operation.b == CUBLAS_OP_T ? lb.rows : lb.cols) == lc.cols && la.batch == lc.batch &&
-                    lb.batch == lc.batch && la.type == lc.type && lb.type == lc.type &&
-                    operation.type == lc.type;
+                    lb.batch == lc.batch && la.type == lb.type &&
+                    (la.type == lc.type || (la.type == CUDA_R_16BF && lc.type == CUDA_R_32F)) &&
+                    operation.type == (la.type == CUDA_R_16BF ? CUDA_R_32F : la.type);
   if (!fits) return CUBLAS_STATUS_INVALID_VALUE;
   simt_enqueue(stream, [=] {
     const simt::DeviceAccess access;
-    if (lc.type == CUDA_R_32F)
+    if (la.type == CUDA_R_16BF)
+      product_of_bf16(operation, alpha, a, la, b, lb, beta, c, lc);
+    else if (lc.type == CUDA_R_32F)
       product<float>(operation, alpha, a, la, b, lb, beta, c, lc);
     else
       product<double>(operation, alpha, a, la, b, lb, beta, c, lc);

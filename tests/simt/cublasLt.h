@@ -1,7 +1,8 @@
 #pragma once
 // The part of cuBLASLt that this house uses, computed by CBLAS. Under TF32 and bf16 the operands are rounded
-// to the nearest, as the fragments of tensor/mma.h are, and products and sums are float32's. Bias epilogues
-// exist in float32 only, so that the way without them is tested too.
+// to the nearest, as the fragments of tensor/mma.h are, and products and sums are float32's; bf16
+// operands become float32 first, a bf16 result is rounded last. float64 has no bias epilogues, so that the way
+// without them is tested too.
 #include "tests/simt/cuda_runtime.h"
 
 enum cublasStatus_t {
@@ -14,7 +15,7 @@ inline const char* cublasLtGetStatusString(cublasStatus_t s) {
          : s == CUBLAS_STATUS_INVALID_VALUE ? "invalid value"
                                             : "not supported";
 }
-enum cudaDataType_t { CUDA_R_32F = 0, CUDA_R_64F = 1 };
+enum cudaDataType_t { CUDA_R_32F = 0, CUDA_R_64F = 1, CUDA_R_16BF = 14 };
 enum cublasComputeType_t {
   CUBLAS_COMPUTE_32F = 68,
   CUBLAS_COMPUTE_32F_FAST_16BF = 75,
