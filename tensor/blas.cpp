@@ -93,6 +93,7 @@ Matrix<T> matrix_of(const Tensor& tensor, const char* what) {
        " with strides " + to_string(tensor.strides()) + "; copy it first");
 }
 template Matrix<float> matrix_of(const Tensor&, const char*);
+template Matrix<BFloat16> matrix_of(const Tensor&, const char*);
 template Matrix<double> matrix_of(const Tensor&, const char*);
 
 namespace {

@@ -47,7 +47,7 @@ void declare_commands(CLI::App& app, std::function<int()>& chosen) {
         c->add_option("--resume", o.resume, "go on with the run in this folder");
         c->add_option("--dtype", o.dtype, "f32 or f64")->capture_default_str();
         c->add_option("--precision", o.precision,
-                      "of float32 matrix products on a GPU: fp32, tf32, tf32x3 or bf16")
+                      "of float32 matrix products on a GPU: fp32, tf32, tf32x3 or bf16 (activations too)")
             ->capture_default_str();
         c->add_option("--attention-precision", o.attention_precision,
                       "of those inside softmax attention (default: as --precision)");

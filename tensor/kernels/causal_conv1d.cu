@@ -131,11 +131,15 @@ void backward_cpu(const CausalConv<T>& conv, const ConvGradients<T>& g) {
   });
 }
 
-template <class T>
-CausalConv<T> conv_of(const Tensor& x, const Tensor& weight, const Tensor& bias, bool silu) {
-  return {x.data<T>(), weight.data<T>(), bias.data<T>(), x.dim(0),    x.dim(1),
+template <class S>
+CausalConv<S> conv_of(const Tensor& x, const Tensor& weight, const Tensor& bias, bool silu) {
+  using T = Arithmetic<S>;
+  return {x.data<S>(), weight.data<T>(), bias.data<T>(), x.dim(0),    x.dim(1),
           x.dim(2),    weight.dim(2),    x.stride(0),    x.stride(1), silu};
 }
+
+/// True iff bf16 rows have a body of their own.
+bool native_taps(const Tensor& weight) { return weight.rank() == 3 && weight.dim(2) == conv_fast_taps; }
 
 void check(const char* kernel, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& y) {
   const bool fits = x.rank() == 3 && weight.rank() == 3 && weight.dim(0) == x.dim(2) && weight.dim(1) == 1 &&
@@ -152,25 +156,29 @@ void check(const char* kernel, const Tensor& x, const Tensor& weight, const Tens
 
 void causal_conv1d(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias, bool silu,
                    Tensor& y) {
-  if (in_float32(ctx, causal_conv1d, x, weight, bias, silu, y)) return;
+  if (!native_taps(weight) && in_float32(ctx, causal_conv1d, x, weight, bias, silu, y)) return;
   check("causal_conv1d", x, weight, bias, y);
   if (!y.contiguous()) fail("causal_conv1d: a contiguous y expected, found " + to_string(y));
-  dispatch_floating(ctx, "causal_conv1d", x.dtype(), [&]<class T>() {
-    const CausalConv<T> conv = conv_of<T>(x, weight, bias, silu);
+  dispatch_stored(ctx, "causal_conv1d", x.dtype(), [&]<class S>() {
+    const CausalConv<S> conv = conv_of<S>(x, weight, bias, silu);
 #ifdef EIGENTRACE_WITH_CUDA
-    if (ctx.device().is_cuda()) return conv_forward_cuda(ctx, conv, y.data<T>());
+    if (ctx.device().is_cuda()) return conv_forward_cuda(ctx, conv, y.data<S>());
 #endif
     require_cpu(ctx, "causal_conv1d");
-    if (conv.channels % channel_strip == 0)
-      forward_cpu<true>(conv, y.data<T>());
-    else
-      forward_cpu<false>(conv, y.data<T>());
+    if constexpr (!std::is_same_v<S, BFloat16>) {
+      if (conv.channels % channel_strip == 0)
+        forward_cpu<true>(conv, y.data<S>());
+      else
+        forward_cpu<false>(conv, y.data<S>());
+    }
   });
 }
 
 void causal_conv1d_backward(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias,
                             bool silu, const Tensor& dy, Tensor& dx, Tensor& dweight, Tensor& dbias) {
-  if (in_float32(ctx, causal_conv1d_backward, x, weight, bias, silu, dy, dx, dweight, dbias)) return;
+  if (!native_taps(weight) &&
+      in_float32(ctx, causal_conv1d_backward, x, weight, bias, silu, dy, dx, dweight, dbias))
+    return;
   check("causal_conv1d_backward", x, weight, bias, dy);
   if (dx.defined()) check("causal_conv1d_backward", x, weight, bias, dx);
   const int64_t taps = weight.dim(2), channels = x.dim(2);
@@ -179,13 +187,14 @@ void causal_conv1d_backward(Context& ctx, const Tensor& x, const Tensor& weight,
   const bool parameters = dweight.defined() || dbias.defined();
   Tensor partial, sums;
   if (parameters) {
-    partial = ctx.empty({blocks, (taps + 1) * channels}, x.dtype());
+    partial = ctx.empty({blocks, (taps + 1) * channels}, weight.dtype());
     if (!ctx.device().is_cuda()) sums = ctx.empty({(taps + 1) * channels}, x.dtype());
   }
-  dispatch_floating(ctx, "causal_conv1d_backward", x.dtype(), [&]<class T>() {
-    const CausalConv<T> conv = conv_of<T>(x, weight, bias, silu);
-    T* to = dx.defined() ? dx.data<T>() : nullptr;
-    const ConvGradients<T> g{dy.data<T>(),
+  dispatch_stored(ctx, "causal_conv1d_backward", x.dtype(), [&]<class S>() {
+    using T = Arithmetic<S>;
+    const CausalConv<S> conv = conv_of<S>(x, weight, bias, silu);
+    S* to = dx.defined() ? dx.data<S>() : nullptr;
+    const ConvGradients<S> g{dy.data<S>(),
                              dy.stride(0),
                              dy.stride(1),
                              to,
@@ -202,10 +211,12 @@ void causal_conv1d_backward(Context& ctx, const Tensor& x, const Tensor& weight,
     }
 #endif
     require_cpu(ctx, "causal_conv1d_backward");
-    if (conv.channels % channel_strip == 0)
-      backward_cpu<true>(conv, g);
-    else
-      backward_cpu<false>(conv, g);
+    if constexpr (!std::is_same_v<S, BFloat16>) {
+      if (conv.channels % channel_strip == 0)
+        backward_cpu<true>(conv, g);
+      else
+        backward_cpu<false>(conv, g);
+    }
   });
   if (!sums.defined()) return;
   sum(ctx, partial, 0, sums);

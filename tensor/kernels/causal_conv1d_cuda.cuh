@@ -21,9 +21,12 @@ namespace eigentrace::kernels {
 constexpr int64_t conv_time_block = 512;  // steps whose weight gradient is one partial sum
 constexpr int64_t conv_fast_taps = 4, conv_depth = 4;
 
-template <class T>
+// S: what x, y and their gradients lie in memory as; T: what is computed with, and the parameters' type.
+template <class S>
 struct CausalConv {
-  const T *x, *weight, *bias;
+  using T = Arithmetic<S>;
+  const S* x;
+  const T *weight, *bias;
   int64_t batch, time, channels, taps, x_batch, x_time;
   bool silu;
 
@@ -40,13 +43,13 @@ struct CausalConv {
   }
 };
 
-template <class T>
+template <class S>
 struct ConvGradients {
-  const T* dy;
+  const S* dy;
   int64_t dy_batch, dy_time;
-  T* dx;  // null: not wanted
+  S* dx;  // null: not wanted
   int64_t dx_batch, dx_time;
-  T* partial;  // [pieces of time, K + 1, C] or null
+  Arithmetic<S>* partial;  // [pieces of time, K + 1, C] or null
 };
 
 /// Steps of a piece of time: as long as enough threads are left to keep a large GPU busy.
@@ -81,15 +84,16 @@ struct ConvSink {
 // --- four taps ---
 
 /// A thread's channels, their taps and bias.
-template <int width, class T>
+template <int width, class S>
 struct ConvLane {
+  using T = Arithmetic<S>;
   static constexpr int taps = conv_fast_taps;
   Vec<T, width> w[taps], bias;
-  const T* x;  ///< of the thread's batch and channels
+  const S* x;  ///< of the thread's batch and channels
   int64_t x_time, time;
   bool silu;
 
-  __device__ __forceinline__ ConvLane(const CausalConv<T>& conv, int64_t b, int64_t c)
+  __device__ __forceinline__ ConvLane(const CausalConv<S>& conv, int64_t b, int64_t c)
       : x(conv.x + b * conv.x_batch + c), x_time(conv.x_time), time(conv.time), silu(conv.silu) {
 #pragma unroll
     for (int i = 0; i < width; ++i) {
@@ -99,7 +103,7 @@ struct ConvLane {
     }
   }
   __device__ __forceinline__ Vec<T, width> at(int64_t t) const {
-    return t >= 0 && t < time ? load_vec<width>(x + t * x_time) : Vec<T, width>{};
+    return t >= 0 && t < time ? load_as<T, width>(x + t * x_time) : Vec<T, width>{};
   }
   /// z of the step whose x is the last of four.
   __device__ __forceinline__ Vec<T, width> z(const Vec<T, width>* last_four) const {
@@ -112,15 +116,16 @@ struct ConvLane {
   }
 };
 
-template <int width, class T>
+template <int width, class S>
 __global__ void __launch_bounds__(128)
-    conv_forward_kernel(const __grid_constant__ CausalConv<T> conv, T* y, int64_t steps) {
+    conv_forward_kernel(const __grid_constant__ CausalConv<S> conv, S* y, int64_t steps) {
+  using T = Arithmetic<S>;
   constexpr int group = 4, before = conv_fast_taps - 1;
   const int64_t c = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * width, b = blockIdx.z;
   const int64_t begin = (static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y) * steps;
   if (c >= conv.channels || begin >= conv.time) return;
   const int64_t end = begin + steps < conv.time ? begin + steps : conv.time;
-  const ConvLane<width, T> lane(conv, b, c);
+  const ConvLane<width, S> lane(conv, b, c);
   Vec<T, width> x[before + group];
 #pragma unroll
   for (int j = 0; j < before; ++j) x[j] = lane.at(begin - before + j);
@@ -139,7 +144,7 @@ __global__ void __launch_bounds__(128)
       if (lane.silu)
 #pragma unroll
         for (int i = 0; i < width; ++i) z.x[i] *= sigmoid(z.x[i]);
-      store_vec(y + (b * conv.time + t + j) * conv.channels + c, z);
+      store_as(y + (b * conv.time + t + j) * conv.channels + c, z);
     }
 #pragma unroll
     for (int j = 0; j < before; ++j) x[j] = x[group + j];
@@ -148,10 +153,11 @@ __global__ void __launch_bounds__(128)
 
 /// Block: x over packs of channels, y over pieces of time, whose sums it adds up in order. The next four
 /// steps are on their way while four are worked on.
-template <int width, class T>
-__global__ void __launch_bounds__(128, sizeof(T) == 4 ? 4 : 1)
-    conv_backward_kernel(const __grid_constant__ CausalConv<T> conv,
-                         const __grid_constant__ ConvGradients<T> g, int steps) {
+template <int width, class S>
+__global__ void __launch_bounds__(128, sizeof(S) <= 4 ? 4 : 1)
+    conv_backward_kernel(const __grid_constant__ CausalConv<S> conv,
+                         const __grid_constant__ ConvGradients<S> g, int steps) {
+  using T = Arithmetic<S>;
   constexpr int taps = conv_fast_taps, before = taps - 1;
   const int64_t c = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * width, b = blockIdx.z;
   const int time = static_cast<int>(conv.time);
@@ -159,9 +165,9 @@ __global__ void __launch_bounds__(128, sizeof(T) == 4 ? 4 : 1)
   Vec<T, width> dw[taps], db;
   if (c < conv.channels && begin < time) {
     const int end = begin + steps < time ? begin + steps : time;
-    const ConvLane<width, T> lane(conv, b, c);
-    const T* dy = g.dy + b * g.dy_batch + c;
-    T* dx = g.dx ? g.dx + b * g.dx_batch + c : nullptr;
+    const ConvLane<width, S> lane(conv, b, c);
+    const S* dy = g.dy + b * g.dy_batch + c;
+    S* dx = g.dx ? g.dx + b * g.dx_batch + c : nullptr;
     const int past = dx ? end + before : end, last = past < time ? past : time;
     Vec<T, width> x[taps], dz[taps];  // of the last four steps
     Vec<T, width> next_x[taps], next_dy[taps];
@@ -169,8 +175,8 @@ __global__ void __launch_bounds__(128, sizeof(T) == 4 ? 4 : 1)
 #pragma unroll
       for (int j = 0; j < taps; ++j) {
         const int t = first + j;
-        next_x[j] = t < last ? load_vec<width>(lane.x + t * lane.x_time) : Vec<T, width>{};
-        next_dy[j] = t < last ? load_vec<width>(dy + t * g.dy_time) : Vec<T, width>{};
+        next_x[j] = t < last ? load_as<T, width>(lane.x + t * lane.x_time) : Vec<T, width>{};
+        next_dy[j] = t < last ? load_as<T, width>(dy + t * g.dy_time) : Vec<T, width>{};
       }
     };
     load(begin);
@@ -207,7 +213,7 @@ __global__ void __launch_bounds__(128, sizeof(T) == 4 ? 4 : 1)
         for (int k = 0; k < taps; ++k)
 #pragma unroll
           for (int i = 0; i < width; ++i) sum.x[i] += lane.w[k].x[i] * dz[before - k].x[i];
-        store_vec(dx + at * g.dx_time, sum);
+        store_as(dx + at * g.dx_time, sum);
       }
     }
   }
@@ -292,44 +298,47 @@ void with_conv_width(bool wide, Run&& run) {
     run.template operator()<1>();
 }
 
-template <class T>
-bool conv_is_wide(const CausalConv<T>& conv) {
-  constexpr int64_t width = vec_width<T>;
+template <class S>
+bool conv_is_wide(const CausalConv<S>& conv) {
+  constexpr int64_t width = vec_width<Arithmetic<S>>;
   return conv.channels % width == 0 && conv.x_batch % width == 0 && conv.x_time % width == 0 &&
          aligned_for_vec(conv.x);
 }
 
-template <class T>
-void conv_forward_cuda(const Context& ctx, const CausalConv<T>& conv, T* y) {
+template <class S>
+void conv_forward_cuda(const Context& ctx, const CausalConv<S>& conv, S* y) {
   if (conv.batch * conv.time * conv.channels == 0) return;
-  if (conv.taps != conv_fast_taps)
-    return for_each_index(ctx, conv.batch * conv.time * conv.channels, ConvForward<T>{conv, y});
-  with_conv_width<vec_width<T>>(conv_is_wide(conv) && aligned_for_vec(y), [&]<int width>() {
+  if constexpr (!std::is_same_v<S, BFloat16>)
+    if (conv.taps != conv_fast_taps)
+      return for_each_index(ctx, conv.batch * conv.time * conv.channels, ConvForward<S>{conv, y});
+  with_conv_width<vec_width<Arithmetic<S>>>(conv_is_wide(conv) && aligned_for_vec(y), [&]<int width>() {
     const int64_t steps = conv_steps({conv.batch, conv.time, conv.channels});
     const dim3 grid(blocks_for(conv.channels, 32 * width), blocks_for(conv.time, steps * conv_depth),
                     static_cast<unsigned>(conv.batch));
-    launch(ctx, conv_forward_kernel<width, T>, grid, dim3(32, conv_depth), 0, conv, y, steps);
+    launch(ctx, conv_forward_kernel<width, S>, grid, dim3(32, conv_depth), 0, conv, y, steps);
   });
 }
 
 /// `pieces`: of g.partial, conv_pieces(x).
-template <class T>
-void conv_backward_cuda(const Context& ctx, const CausalConv<T>& conv, const ConvGradients<T>& g,
-                        int64_t pieces) {
+template <class S>
+void conv_backward_cuda(const Context& ctx, const CausalConv<S>& conv, const ConvGradients<S>& g,
+                        [[maybe_unused]] int64_t pieces) {
+  using T = Arithmetic<S>;
   const int64_t n = conv.batch * conv.time * conv.channels;
   if (n == 0) return;
-  if (conv.taps != conv_fast_taps) {
-    if (g.dx)
-      for_each_index(ctx, n,
-                     ConvBackwardX<T>{conv, g.dy, g.dy_batch, g.dy_time, g.dx, g.dx_batch, g.dx_time});
-    if (g.partial)
-      for_each_index(
-          ctx, pieces * (conv.taps + 1) * conv.channels,
-          ConvBackwardParameters<T>{conv, g.dy, g.dy_batch, g.dy_time, pieces / conv.batch, g.partial});
-    return;
-  }
+  if constexpr (!std::is_same_v<S, BFloat16>)
+    if (conv.taps != conv_fast_taps) {
+      if (g.dx)
+        for_each_index(ctx, n,
+                       ConvBackwardX<S>{conv, g.dy, g.dy_batch, g.dy_time, g.dx, g.dx_batch, g.dx_time});
+      if (g.partial)
+        for_each_index(
+            ctx, pieces * (conv.taps + 1) * conv.channels,
+            ConvBackwardParameters<S>{conv, g.dy, g.dy_batch, g.dy_time, pieces / conv.batch, g.partial});
+      return;
+    }
   constexpr int64_t wide = vec_width<T>;
-  const auto fits = [](const T* data, int64_t batch, int64_t time) {
+  const auto fits = [](const S* data, int64_t batch, int64_t time) {
     return !data || (aligned_for_vec(data) && batch % wide == 0 && time % wide == 0);
   };
   const bool all =
@@ -338,7 +347,7 @@ void conv_backward_cuda(const Context& ctx, const CausalConv<T>& conv, const Con
     const int64_t steps = conv_steps({conv.batch, conv.time, conv.channels});
     const dim3 grid(blocks_for(conv.channels, 32 * width), blocks_for(conv.time, steps * conv_depth),
                     static_cast<unsigned>(conv.batch));
-    launch(ctx, conv_backward_kernel<width, T>, grid, dim3(32, conv_depth),
+    launch(ctx, conv_backward_kernel<width, S>, grid, dim3(32, conv_depth),
            32 * conv_depth * width * sizeof(T), conv, g, static_cast<int>(steps));
   });
 }
