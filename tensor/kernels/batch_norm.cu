@@ -9,7 +9,6 @@
 #include <cmath>
 
 #include "tensor/dispatch.h"
-#include "tensor/float32_copies.h"
 #include "tensor/kernels.h"
 #include "tensor/kernels/batch_norm_cuda.cuh"
 
@@ -60,10 +59,10 @@ struct ReciprocalDeviation {
   ET_HD void operator()(int64_t i) const { rstd[i] = T(1) / sqrt(var[i] + epsilon); }
 };
 
-template <class T>
+template <class S>
 struct Apply {
-  Rows<T> x, y;
-  const T *mean, *rstd, *weight, *bias;
+  Rows<S> x, y;
+  const Arithmetic<S>*mean, *rstd, *weight, *bias;
   ET_HD void operator()(int64_t row, int64_t i) const {
     y.data[row * y.stride + i] = (x.data[row * x.stride + i] - mean[i]) * rstd[i] * weight[i] + bias[i];
   }
@@ -94,45 +93,20 @@ void block_sums_cpu(const BlockSums<T>& s) {
   });
 }
 
-template <class T>
-struct BackwardX {
-  Rows<T> x, dy, dx;
-  const T *mean, *rstd, *weight;
-  const T *dweight, *dbias;  // null in evaluation: the statistics do not depend on x
-  Rows<T> dsum;              // data null: absent
-  ET_HD void operator()(int64_t row, int64_t i) const {
-    T g = dy.data[row * dy.stride + i];
-    if (dweight) {
-      const T normed = (x.data[row * x.stride + i] - mean[i]) * rstd[i];
-      g -= (dbias[i] + normed * dweight[i]) / static_cast<T>(x.rows);
-    }
-    const T sent = dsum.data ? dsum.data[row * dsum.stride + i] : T(0);
-    dx.data[row * dx.stride + i] = sent + weight[i] * rstd[i] * g;
-  }
-};
-
 }  // namespace
 
 void batch_norm(Context& ctx, const BatchNorm& n) {
-  if (is_bf16(n.x)) {
-    Tensor place = n.y;
-    Float32Copy<const Tensor&> x(ctx, n.x);
-    Float32Copy<Tensor&> y(ctx, place);
-    BatchNorm copies = n;
-    copies.x = x.get(), copies.y = y.get();
-    batch_norm(ctx, copies);
-    return y.finish(ctx);
-  }
   const int64_t width = n.x.dim(-1);
   const Blocks blocks = blocks_of(ctx, width == 0 ? 0 : n.x.numel() / width);
   Tensor means, squares;
   if (n.training) {
     if (blocks.count == 0) fail("batch_norm: x has no rows to take statistics of: " + to_string(n.x));
-    means = ctx.empty({blocks.count, width}, n.x.dtype());
-    squares = ctx.empty({blocks.count, width}, n.x.dtype());
+    means = ctx.empty({blocks.count, width}, n.weight.dtype());
+    squares = ctx.empty({blocks.count, width}, n.weight.dtype());
   }
-  dispatch_floating(ctx, "batch_norm", n.x.dtype(), [&]<class T>() {
-    const Rows<T> x = rows_of<T>(n.x, "batch_norm: x"), y = rows_of<T>(n.y, "batch_norm: y");
+  dispatch_stored(ctx, "batch_norm", n.x.dtype(), [&]<class S>() {
+    using T = Arithmetic<S>;
+    const Rows<S> x = rows_of<S>(n.x, "batch_norm: x"), y = rows_of<S>(n.y, "batch_norm: y");
     T *mean = n.mean.data<T>(), *rstd = n.rstd.data<T>();
     const bool running = n.running_mean.defined();
     if (n.training) {
@@ -151,7 +125,7 @@ void batch_norm(Context& ctx, const BatchNorm& n) {
       if (ctx.device().is_cuda()) batch_moments_cuda(ctx, x, merged);
 #endif
       if (!ctx.device().is_cuda()) {
-        block_moments_cpu(x, means.data<T>(), squares.data<T>(), blocks);
+        if constexpr (std::is_same_v<S, T>) block_moments_cpu(x, means.data<T>(), squares.data<T>(), blocks);
         for_each_index(ctx, width, Merge<T>{merged});
       }
     } else {
@@ -161,22 +135,25 @@ void batch_norm(Context& ctx, const BatchNorm& n) {
     }
 #ifdef EIGENTRACE_WITH_CUDA
     if (ctx.device().is_cuda()) {
-      const auto row = [&](const Tensor& v) { return v.expand(n.x.shape()); };
-      return map_elements_cuda<T>(
-          ctx, BatchNormApply{},
-          std::array{n.x, row(n.training ? n.mean : n.running_mean), row(n.rstd), row(n.weight), row(n.bias)},
-          std::array{n.y});
+      if constexpr (!std::is_same_v<S, T>)
+        return each_of_rows(ctx, x.rows, width,
+                            Apply<S>{x, y, mean, rstd, n.weight.data<T>(), n.bias.data<T>()});
+      else {
+        const auto row = [&](const Tensor& v) { return v.expand(n.x.shape()); };
+        return map_elements_cuda<S>(ctx, BatchNormApply{},
+                                    std::array{n.x, row(n.training ? n.mean : n.running_mean), row(n.rstd),
+                                               row(n.weight), row(n.bias)},
+                                    std::array{n.y});
+      }
     }
 #endif
-    for_each_in_rows(ctx, x.rows, width, Apply<T>{x, y, mean, rstd, n.weight.data<T>(), n.bias.data<T>()});
+    for_each_in_rows(ctx, x.rows, width, Apply<S>{x, y, mean, rstd, n.weight.data<T>(), n.bias.data<T>()});
   });
 }
 
 void batch_norm_backward(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& mean,
                          const Tensor& rstd, bool training, const Tensor& dy, Tensor& dx, Tensor& dweight,
                          Tensor& dbias, const Tensor& dsum) {
-  if (in_float32(ctx, batch_norm_backward, x, weight, mean, rstd, training, dy, dx, dweight, dbias, dsum))
-    return;
   const int64_t width = x.dim(-1);
 #ifdef EIGENTRACE_WITH_CUDA
   if (ctx.device().is_cuda())
@@ -203,7 +180,7 @@ void batch_norm_backward(Context& ctx, const Tensor& x, const Tensor& weight, co
     const Rows<T> rows = rows_of<T>(x, "batch_norm_backward: x");
     for_each_in_rows(
         ctx, rows.rows, width,
-        BackwardX<T>{
+        BatchNormBackwardX<T>{
             rows, rows_of<T>(dy, "batch_norm_backward: dy"), rows_of<T>(dx, "batch_norm_backward: dx"),
             mean.data<T>(), rstd.data<T>(), weight.data<T>(), training ? dweight.data<T>() : nullptr,
             training ? dbias.data<T>() : nullptr,

@@ -55,6 +55,24 @@ struct MergedBlocks {
   }
 };
 
+template <class S>
+struct BatchNormBackwardX {
+  using T = Arithmetic<S>;
+  Rows<S> x, dy, dx;
+  const T *mean, *rstd, *weight;
+  const T *dweight, *dbias;  // null in evaluation: the statistics do not depend on x
+  Rows<S> dsum;              // data null: absent
+  ET_HD void operator()(int64_t row, int64_t i) const {
+    T g = dy.data[row * dy.stride + i];
+    if (dweight) {
+      const T normed = (x.data[row * x.stride + i] - mean[i]) * rstd[i];
+      g -= (dbias[i] + normed * dweight[i]) / static_cast<T>(x.rows);
+    }
+    const T sent = dsum.data ? T(dsum.data[row * dsum.stride + i]) : T(0);
+    dx.data[row * dx.stride + i] = sent + weight[i] * rstd[i] * g;
+  }
+};
+
 #ifdef EIGENTRACE_WITH_CUDA
 /// Σ over the threads of a column (8 of them), to all; shared: [8, 32] packs.
 template <class T, int width>
@@ -70,8 +88,8 @@ __device__ __forceinline__ Vec<T, width> sum_of_column(const Vec<T, width>& valu
   return sum;
 }
 
-template <int width, class T>
-__global__ void __launch_bounds__(256) batch_moments_kernel(Rows<T> x, T* means, T* squares) {
+template <int width, class S, class T = Arithmetic<S>>
+__global__ void __launch_bounds__(256) batch_moments_kernel(Rows<S> x, T* means, T* squares) {
   constexpr int held = batch_norm_rows / 8;
   const int64_t column = (static_cast<int64_t>(blockIdx.x) * 32 + threadIdx.x) * width;
   const int64_t begin = static_cast<int64_t>(blockIdx.y) * batch_norm_rows;
@@ -82,7 +100,7 @@ __global__ void __launch_bounds__(256) batch_moments_kernel(Rows<T> x, T* means,
 #pragma unroll
   for (int j = 0; j < held; ++j) {
     const int r = j * 8 + static_cast<int>(threadIdx.y);
-    if (inside && r < rows) row[j] = load_vec<width>(x.data + (begin + r) * x.stride + column);
+    if (inside && r < rows) row[j] = load_as<T, width>(x.data + (begin + r) * x.stride + column);
   }
 #pragma unroll
   for (int j = 0; j < held; ++j)
@@ -125,13 +143,13 @@ __global__ void __launch_bounds__(1024) merge_kernel(const __grid_constant__ Mer
   if (threadIdx.y == 0 && column < m.columns) m.write(column, all);
 }
 
-template <class T>
-void batch_moments_cuda(const Context& ctx, const Rows<T>& x, const MergedBlocks<T>& m) {
+template <class S, class T>
+void batch_moments_cuda(const Context& ctx, const Rows<S>& x, const MergedBlocks<T>& m) {
   if (x.cols == 0) return;
   T *means = const_cast<T*>(m.means), *squares = const_cast<T*>(m.squares);
   const auto start = [&]<int width>() {
     const dim3 grid(blocks_for(x.cols, 32 * width), static_cast<unsigned>(m.blocks.count));
-    launch(ctx, batch_moments_kernel<width, T>, grid, dim3(32, 8), 256 * width * sizeof(T), x, means,
+    launch(ctx, batch_moments_kernel<width, S>, grid, dim3(32, 8), 256 * width * sizeof(T), x, means,
            squares);
   };
   if (x.cols % vec_width<T> == 0 && x.stride % vec_width<T> == 0 && aligned_for_vec(x.data))
@@ -139,6 +157,25 @@ void batch_moments_cuda(const Context& ctx, const Rows<T>& x, const MergedBlocks
   else
     start.template operator()<1>();
   launch(ctx, merge_kernel<T>, blocks_for(x.cols, 32), dim3(32, 32), 1024 * sizeof(Moments<T>), m);
+}
+
+/// f(row, column) for bf16 rows beside float32 columns: a warp a piece of 32 columns of four rows.
+template <class F>
+__global__ void __launch_bounds__(256) batch_rows_kernel(int64_t rows, int64_t columns, F f) {
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * 32 + threadIdx.x;
+  if (column >= columns) return;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    const int64_t row = (static_cast<int64_t>(blockIdx.y) * 4 + k) * 8 + threadIdx.y;
+    if (row < rows) f(row, column);
+  }
+}
+template <class F>
+void each_of_rows(const Context& ctx, int64_t rows, int64_t columns, const F& f) {
+  if (rows > int64_t{65535} * 32) return for_each_in_rows(ctx, rows, columns, f);
+  if (rows * columns > 0)
+    launch(ctx, batch_rows_kernel<F>, dim3(blocks_for(columns, 32), blocks_for(rows, 32)), dim3(32, 8), 0,
+           rows, columns, f);
 }
 
 struct BatchNormApply {
@@ -149,9 +186,9 @@ struct BatchNormApply {
 };
 
 /// Chunk k of rows: partial[k, 0] = Σ dy x̂, partial[k, 1] = Σ dy.
-template <int width, class T>
+template <int width, class S, class T = Arithmetic<S>>
 __global__ void __launch_bounds__(256)
-    batch_sums_kernel(Rows<T> x, Rows<T> dy, const T* mean, const T* rstd, int64_t chunk, T* partial) {
+    batch_sums_kernel(Rows<S> x, Rows<S> dy, const T* mean, const T* rstd, int64_t chunk, T* partial) {
   const int64_t column = (static_cast<int64_t>(blockIdx.x) * 32 + threadIdx.x) * width;
   const int64_t begin = blockIdx.y * chunk, end = begin + chunk < x.rows ? begin + chunk : x.rows;
   const bool inside = column < x.cols;
@@ -160,8 +197,8 @@ __global__ void __launch_bounds__(256)
     m = load_vec<width>(mean + column), s = load_vec<width>(rstd + column);
 #pragma unroll 4
     for (int64_t r = begin + threadIdx.y; r < end; r += 8) {
-      const Vec<T, width> v = load_vec<width>(x.data + r * x.stride + column);
-      const Vec<T, width> g = load_vec<width>(dy.data + r * dy.stride + column);
+      const Vec<T, width> v = load_as<T, width>(x.data + r * x.stride + column);
+      const Vec<T, width> g = load_as<T, width>(dy.data + r * dy.stride + column);
 #pragma unroll
       for (int i = 0; i < width; ++i) {
         sum_x.x[i] += g.x[i] * ((v.x[i] - m.x[i]) * s.x[i]);
@@ -206,35 +243,45 @@ inline void batch_norm_backward_cuda(Context& ctx, const Tensor& x, const Tensor
   const int64_t tiles = std::max<int64_t>(1, (width + 127) / 128), wanted = std::max<int64_t>(1, 528 / tiles);
   const int64_t chunk = std::max<int64_t>(64, (rows + wanted - 1) / wanted),
                 chunks = (rows + chunk - 1) / chunk;
-  const Tensor partial = ctx.empty({chunks, 2, width}, x.dtype());
-  dispatch_floating(ctx, "batch_norm_backward", x.dtype(), [&]<class T>() {
-    const Rows<T> vx = rows_of<T>(x, "batch_norm_backward: x"),
-                  vy = rows_of<T>(dy, "batch_norm_backward: dy");
+  const Tensor partial = ctx.empty({chunks, 2, width}, weight.dtype());
+  dispatch_stored(ctx, "batch_norm_backward", x.dtype(), [&]<class S>() {
+    using T = Arithmetic<S>;
+    const Rows<S> vx = rows_of<S>(x, "batch_norm_backward: x"),
+                  vy = rows_of<S>(dy, "batch_norm_backward: dy");
     const auto start = [&]<int w>() {
-      launch(ctx, batch_sums_kernel<w, T>, dim3(blocks_for(width, 32 * w), static_cast<unsigned>(chunks)),
+      launch(ctx, batch_sums_kernel<w, S>, dim3(blocks_for(width, 32 * w), static_cast<unsigned>(chunks)),
              dim3(32, 8), 256 * w * sizeof(T), vx, vy, mean.data<T>(), rstd.data<T>(), chunk,
              partial.data<T>());
     };
-    const bool wide = rows_are_aligned<T>(x) && rows_are_aligned<T>(dy) && rows_are_aligned<T>(mean) &&
+    const bool wide = rows_are_aligned<S>(x) && rows_are_aligned<S>(dy) && rows_are_aligned<T>(mean) &&
                       rows_are_aligned<T>(rstd);
     if (x.numel() > 0 && wide) start.template operator()<vec_width<T>>();
     if (x.numel() > 0 && !wide) start.template operator()<1>();
     sum_rows(ctx, partial.data<T>(), 1, chunks, 2 * width,
              SplitSink<T>{dweight.data<T>(), dbias.data<T>(), width});
     if (!dx.defined()) return;
-    const auto row = [&](const Tensor& v) { return v.expand(x.shape()); };
-    const std::array to{dx};
-    const BatchNormBackward with_statistics{1.0 / static_cast<double>(std::max<int64_t>(rows, 1))};
-    const std::array all{dy, x, row(mean), row(rstd), row(weight), row(dweight), row(dbias), dsum};
-    const std::array fixed{dy, row(rstd), row(weight), dsum};
-    if (training && dsum.defined())
-      map_elements_cuda<T>(ctx, with_statistics, all, to);
-    else if (training)
-      map_elements_cuda<T>(ctx, with_statistics, without_last(all), to);
-    else if (dsum.defined())
-      map_elements_cuda<T>(ctx, BatchNormBackwardFixed{}, fixed, to);
-    else
-      map_elements_cuda<T>(ctx, BatchNormBackwardFixed{}, without_last(fixed), to);
+    if constexpr (!std::is_same_v<S, T>)
+      return each_of_rows(
+          ctx, rows, width,
+          BatchNormBackwardX<S>{
+              vx, vy, rows_of<S>(dx, "batch_norm_backward: dx"), mean.data<T>(), rstd.data<T>(),
+              weight.data<T>(), training ? dweight.data<T>() : nullptr, training ? dbias.data<T>() : nullptr,
+              dsum.defined() ? rows_of<S>(dsum, "batch_norm_backward: dsum") : Rows<S>{nullptr, 0, 0, 0}});
+    else {
+      const auto row = [&](const Tensor& v) { return v.expand(x.shape()); };
+      const std::array to{dx};
+      const BatchNormBackward with_statistics{1.0 / static_cast<double>(std::max<int64_t>(rows, 1))};
+      const std::array all{dy, x, row(mean), row(rstd), row(weight), row(dweight), row(dbias), dsum};
+      const std::array fixed{dy, row(rstd), row(weight), dsum};
+      if (training && dsum.defined())
+        map_elements_cuda<T>(ctx, with_statistics, all, to);
+      else if (training)
+        map_elements_cuda<T>(ctx, with_statistics, without_last(all), to);
+      else if (dsum.defined())
+        map_elements_cuda<T>(ctx, BatchNormBackwardFixed{}, fixed, to);
+      else
+        map_elements_cuda<T>(ctx, BatchNormBackwardFixed{}, without_last(fixed), to);
+    }
   });
 }
 #endif

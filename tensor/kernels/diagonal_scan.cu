@@ -15,7 +15,6 @@
 #include <cmath>
 
 #include "tensor/dispatch.h"
-#include "tensor/float32_copies.h"
 #include "tensor/kernels.h"
 #include "tensor/lanes.h"
 #ifdef EIGENTRACE_WITH_CUDA
@@ -197,7 +196,6 @@ void backward(const Pieces& p, const Rows<T>& h, const Rows<T>& dh, bool reverse
 
 void diagonal_scan(Context& ctx, const Tensor& x, const Tensor& log_abs, const Tensor& arg, bool reverse,
                    Tensor& h) {
-  if (in_float32(ctx, diagonal_scan, x, log_abs, arg, reverse, h)) return;
 #ifdef EIGENTRACE_WITH_CUDA
   if (ctx.device().is_cuda()) return diagonal_scan_cuda(ctx, x, log_abs, arg, reverse, h);
 #endif
@@ -217,7 +215,6 @@ void diagonal_scan(Context& ctx, const Tensor& x, const Tensor& log_abs, const T
 
 void diagonal_scan_backward(Context& ctx, const Tensor& h, const Tensor& log_abs, const Tensor& arg,
                             bool reverse, const Tensor& dh, Tensor& dx, Tensor& dlog_abs, Tensor& darg) {
-  if (in_float32(ctx, diagonal_scan_backward, h, log_abs, arg, reverse, dh, dx, dlog_abs, darg)) return;
 #ifdef EIGENTRACE_WITH_CUDA
   if (ctx.device().is_cuda())
     return diagonal_scan_backward_cuda(ctx, h, log_abs, arg, reverse, dh, dx, dlog_abs, darg);

@@ -20,11 +20,12 @@ namespace {
 constexpr int scan_threads = 512;
 constexpr int64_t wanted_scan_blocks = 200;  // enough for 132 SMs with two blocks each
 
-template <class T>
-struct ScanArguments {
-  const T* x;  // scanned: x, or dh against its time
-  const T* h;  // of the forward scan, for Q; null: not wanted
-  T* y;        // h or dx; null: not wanted
+template <class S>
+struct ScanArguments {  // S: what rows lie in memory as; states are of type T
+  using T = Arithmetic<S>;
+  const S* x;  // scanned: x, or dh against its time
+  const S* h;  // of the forward scan, for Q; null: not wanted
+  S* y;        // h or dx; null: not wanted
   int64_t x_stride, h_stride, y_stride;
   const T *log_abs, *arg;
   double sign;  // of the angle: −1 for conj(λ)
@@ -34,8 +35,8 @@ struct ScanArguments {
 };
 
 /// λ^power in double, rounded.
-template <class T>
-__device__ cplx<T> power_of_lambda(const ScanArguments<T>& a, int64_t n, double power) {
+template <class S, class T = Arithmetic<S>>
+__device__ cplx<T> power_of_lambda(const ScanArguments<S>& a, int64_t n, double power) {
   const double radius = exp(power * static_cast<double>(a.log_abs[n]));
   const double angle = a.sign * power * static_cast<double>(a.arg[n]);
   return {static_cast<T>(radius * cos(angle)), static_cast<T>(radius * sin(angle))};
@@ -47,9 +48,10 @@ __device__ __forceinline__ cplx<T> multiply_add(const cplx<T>& a, const cplx<T>&
   return {a.re * b.re + (c.re - a.im * b.im), a.re * b.im + (a.im * b.re + c.im)};
 }
 
-template <class T, int width, int steps, bool backward>
-__global__ void __launch_bounds__(scan_threads, sizeof(T) == 4 ? 2 : 1)
-    diagonal_scan_kernel(ScanArguments<T> a) {
+template <class S, int width, int steps, bool backward>
+__global__ void __launch_bounds__(scan_threads, sizeof(S) <= 4 ? 2 : 1)
+    diagonal_scan_kernel(ScanArguments<S> a) {
+  using T = Arithmetic<S>;
   constexpr int chunks = scan_threads / width;
   __shared__ cplx<T> ends[2][chunks][width], carry[2][width], powers[2][width];
   const int lane = static_cast<int>(threadIdx.x) % width, chunk = static_cast<int>(threadIdx.x) / width;
@@ -57,9 +59,9 @@ __global__ void __launch_bounds__(scan_threads, sizeof(T) == 4 ? 2 : 1)
   const bool live = n < a.states;
   // Offsets within the sequence are of 32 bits (checked at the launch): a register each instead of two.
   const int time = static_cast<int>(a.time), states = static_cast<int>(a.states);
-  const T* const x_base = a.x + b * a.time * a.x_stride;
-  const T* const h_base = a.h + b * a.time * a.h_stride;
-  T* const y_base = a.y + b * a.time * a.y_stride;
+  const S* const x_base = a.x + b * a.time * a.x_stride;
+  const S* const h_base = a.h + b * a.time * a.h_stride;
+  S* const y_base = a.y + b * a.time * a.y_stride;
   const int direction = a.reverse ? -1 : 1, origin = a.reverse ? time - 1 : 0;
   const int xs = direction * static_cast<int>(a.x_stride), hs = direction * static_cast<int>(a.h_stride);
   const int ys = direction * static_cast<int>(a.y_stride);
@@ -120,8 +122,8 @@ __global__ void __launch_bounds__(scan_threads, sizeof(T) == 4 ? 2 : 1)
   }
 }
 
-template <class T, bool backward>
-void launch_scan(const Context& ctx, int64_t batch, const ScanArguments<T>& a) {
+template <class S, bool backward>
+void launch_scan(const Context& ctx, int64_t batch, const ScanArguments<S>& a) {
   constexpr int steps = 8;
   const auto blocks = [&](int64_t width) { return (a.states + width - 1) / width; };
   const auto start = [&](auto kernel, int64_t width) {
@@ -132,11 +134,11 @@ void launch_scan(const Context& ctx, int64_t batch, const ScanArguments<T>& a) {
   if ((a.time + 1) * std::max({a.x_stride, a.h_stride, a.y_stride}) >= int64_t{1} << 31)
     fail("diagonal_scan: x: a sequence of less than 2^31 numbers expected; shorten it");
   if (batch * blocks(32) >= wanted_scan_blocks)
-    start(diagonal_scan_kernel<T, 32, steps, backward>, 32);
+    start(diagonal_scan_kernel<S, 32, steps, backward>, 32);
   else if (batch * blocks(16) >= wanted_scan_blocks)
-    start(diagonal_scan_kernel<T, 16, steps, backward>, 16);
+    start(diagonal_scan_kernel<S, 16, steps, backward>, 16);
   else
-    start(diagonal_scan_kernel<T, 8, steps, backward>, 8);
+    start(diagonal_scan_kernel<S, 8, steps, backward>, 8);
 }
 
 /// dlog_abs = Re(conj(Q) λ), darg = −Im(conj(Q) λ), Q summed over the batch in its order by eight threads a
@@ -166,9 +168,10 @@ __global__ void __launch_bounds__(256)
 
 void diagonal_scan_cuda(Context& ctx, const Tensor& x, const Tensor& log_abs, const Tensor& arg, bool reverse,
                         Tensor& h) {
-  dispatch_floating(ctx, "diagonal_scan", x.dtype(), [&]<class T>() {
-    const Rows<T> from = rows_of<T>(x, "diagonal_scan: x"), to = rows_of<T>(h, "diagonal_scan: h");
-    launch_scan<T, false>(ctx, x.dim(0),
+  dispatch_stored(ctx, "diagonal_scan", x.dtype(), [&]<class S>() {
+    using T = Arithmetic<S>;
+    const Rows<S> from = rows_of<S>(x, "diagonal_scan: x"), to = rows_of<S>(h, "diagonal_scan: h");
+    launch_scan<S, false>(ctx, x.dim(0),
                           {from.data, nullptr, to.data, from.stride, 0, to.stride, log_abs.data<T>(),
                            arg.data<T>(), 1.0, nullptr, x.dim(1), x.dim(2) / 2, reverse});
   });
@@ -179,13 +182,14 @@ void diagonal_scan_backward_cuda(Context& ctx, const Tensor& h, const Tensor& lo
   const int64_t batch = h.dim(0), states = h.dim(2) / 2;
   const bool wanted = dlog_abs.defined() || darg.defined();
   const Tensor q = ctx.empty({batch, 2 * states}, DType::f64);
-  dispatch_floating(ctx, "diagonal_scan_backward", h.dtype(), [&]<class T>() {
-    const Rows<T> from = rows_of<T>(dh, "diagonal_scan_backward: dh");
-    const Rows<T> past = rows_of<T>(h, "diagonal_scan_backward: h");
-    Rows<T> to{};
-    if (dx.defined()) to = rows_of<T>(dx, "diagonal_scan_backward: dx");
+  dispatch_stored(ctx, "diagonal_scan_backward", h.dtype(), [&]<class S>() {
+    using T = Arithmetic<S>;
+    const Rows<S> from = rows_of<S>(dh, "diagonal_scan_backward: dh");
+    const Rows<S> past = rows_of<S>(h, "diagonal_scan_backward: h");
+    Rows<S> to{};
+    if (dx.defined()) to = rows_of<S>(dx, "diagonal_scan_backward: dx");
     const T *la = log_abs.data<T>(), *th = arg.data<T>();
-    launch_scan<T, true>(
+    launch_scan<S, true>(
         ctx, batch,
         {from.data, wanted ? past.data : nullptr, to.data, from.stride, past.stride, to.stride, la, th, -1.0,
          wanted ? q.data<double>() : nullptr, h.dim(1), states, !reverse});
