@@ -201,6 +201,10 @@ void declare_commands(CLI::App& app, std::function<int()>& chosen) {
         c->add_option("--jobs", o.jobs, "points trained at once on each device")->capture_default_str();
         c->add_option("--point", o.points, "only this point, by name or number (repeatable)");
         c->add_option("--dtype", o.dtype, "f32 or f64")->capture_default_str();
+        c->add_option("--precision", o.precision, "of float32 products on a GPU: fp32, tf32, tf32x3, bf16")
+            ->capture_default_str();
+        c->add_option("--attention-precision", o.attention_precision,
+                      "of those inside softmax attention (default: as --precision)");
         c->add_flag("--retry-failed", o.retry_failed, "go on with failed points as well");
         c->add_flag("--slurm", o.slurm, "write a Slurm job array instead of training");
         c->add_option("--slurm-options", o.slurm_options, "options of sbatch, as one text");

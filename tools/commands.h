@@ -127,10 +127,12 @@ struct SweepOptions : CommonOptions {
   std::vector<std::string> points;  ///< names or numbers; empty: all
   int jobs = 1;                     ///< points trained at once on each device
   std::string dtype = "f32";
-  bool plan = false;          ///< list the points, then stop
-  bool retry_failed = false;  ///< go on with failed points as well
-  bool slurm = false;         ///< write a job array instead of running
-  std::string slurm_options;  ///< "--partition=gpu --time=1:00:00"
+  std::string precision = "fp32";   ///< of float32 products, as train takes it
+  std::string attention_precision;  ///< of those inside softmax attention; empty: precision
+  bool plan = false;                ///< list the points, then stop
+  bool retry_failed = false;        ///< go on with failed points as well
+  bool slurm = false;               ///< write a job array instead of running
+  std::string slurm_options;        ///< "--partition=gpu --time=1:00:00"
 };
 int sweep_command(const SweepOptions& options);
 

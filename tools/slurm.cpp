@@ -69,9 +69,12 @@ std::string slurm_script(const SlurmJob& job) {
   for (const std::string& option : split_options(job.options)) script += "#SBATCH " + option + "\n";
   script += "\npoints=(\n";
   for (const std::string& point : job.points) script += "  " + shell_word(point) + "\n";
+  std::string arithmetic;
+  for (const std::string& word : job.arithmetic)
+    arithmetic += (arithmetic.empty() ? "" : " ") + shell_word(word);
   script += fmt::format(R"()
 cd {} || exit 1
-{} sweep {} --point "${{points[$SLURM_ARRAY_TASK_ID]}}" --device {} --dtype {} \
+{} sweep {} --point "${{points[$SLURM_ARRAY_TASK_ID]}}" --device {} {} \
   --threads "${{SLURM_CPUS_PER_TASK:-1}}" &
 worker=$!
 again=no
@@ -92,7 +95,7 @@ fi
 exit "$code"
 )",
                         shell_word(job.work_folder), shell_word(job.program), shell_word(job.folder),
-                        shell_word(job.device), shell_word(job.dtype));
+                        shell_word(job.device), arithmetic);
   return script;
 }
 

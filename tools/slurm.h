@@ -8,7 +8,8 @@ namespace eigentrace {
 struct SlurmJob {
   std::string name, program, folder, work_folder;  ///< paths absolute
   std::vector<std::string> points;                 ///< task i trains points[i]
-  std::string device = "cpu", dtype = "f32";
+  std::string device = "cpu";
+  std::vector<std::string> arithmetic = {"--dtype", "f32"};  ///< options of sweep
   std::string options;  ///< of sbatch, as typed: "--partition=gpu --time=1:00:00"
 };
 

@@ -6,7 +6,7 @@
 #include <filesystem>
 #include <map>
 
-#include "tensor/device.h"
+#include "tensor/context.h"
 #include "tensor/error.h"
 #include "tensor/io/file.h"
 #include "tensor/io/json_writer.h"
@@ -67,6 +67,16 @@ std::vector<std::string> chosen_points(const SweepStore& store, const std::vecto
   return chosen;
 }
 
+/// The options of `train` that say how it computes; all but the default type are named only where they are
+/// given.
+std::vector<std::string> arithmetic_of(const SweepOptions& options) {
+  std::vector<std::string> words = {"--dtype", options.dtype};
+  if (options.precision != "fp32") words.insert(words.end(), {"--precision", options.precision});
+  if (!options.attention_precision.empty())
+    words.insert(words.end(), {"--attention-precision", options.attention_precision});
+  return words;
+}
+
 void write_slurm(const SweepStore& store, const SweepOptions& options, const std::vector<std::string>& only,
                  const std::string& device) {
   SlurmJob job;
@@ -75,7 +85,7 @@ void write_slurm(const SweepStore& store, const SweepOptions& options, const std
   job.work_folder = std::filesystem::current_path().string();
   job.name = std::filesystem::path(job.folder).filename().string();
   job.device = device;
-  job.dtype = options.dtype;
+  job.arithmetic = arithmetic_of(options);
   job.options = options.slurm_options;
   for (const PointRecord& p : store.points()) {
     const bool wanted = only.empty() || std::find(only.begin(), only.end(), p.name) != only.end();
@@ -101,11 +111,17 @@ int sweep_command(const SweepOptions& options) {
   if (options.slurm && (options.jobs > 1 || options.devices.size() > 1))
     fail_usage("sweep --slurm: a task trains one point on one device; leave --jobs and --devices away");
   if (!options.slurm && !options.slurm_options.empty()) fail_usage("--slurm-options: goes with --slurm");
+  const Precision precision = parse_precision(options.precision);
+  const Precision attention =
+      options.attention_precision.empty() ? precision : parse_precision(options.attention_precision);
   SweepRunOptions how;
   const std::vector<std::string> devices =
       options.devices.empty() ? std::vector<std::string>{options.device} : options.devices;
   if (!options.slurm)  // the array may run on another machine
-    for (const std::string& device : devices) parse_device(device);
+    for (const std::string& name : devices) {
+      const Device device = parse_device(name);
+      check_precision(precision, device), check_precision(attention, device);
+    }
   for (int job = 0; job < options.jobs; ++job)
     how.devices.insert(how.devices.end(), devices.begin(), devices.end());
 
@@ -137,7 +153,7 @@ int sweep_command(const SweepOptions& options) {
   how.threads = options.threads > 0
                     ? options.threads
                     : std::max(1, omp_get_max_threads() / static_cast<int>(how.devices.size()));
-  how.dtype = options.dtype;
+  how.arithmetic = arithmetic_of(options);
   const bool whole = run_sweep(*store, how);
 
   const std::vector<std::string> planned = store->planned();

@@ -47,8 +47,10 @@ std::vector<std::string> arguments_of(const std::string& run, const std::string&
     words = {"spectrum", run, "--stage", "trained"};  // it was stopped between the two
   else if (begun)
     words = {"train", "--resume", run};
-  else
-    words = {"train", run + "/point.yaml", "--out", run, "--dtype", options.dtype};
+  else {
+    words = {"train", run + "/point.yaml", "--out", run};
+    words.insert(words.end(), options.arithmetic.begin(), options.arithmetic.end());
+  }
   words.insert(words.end(), {"--device", device, "--threads", std::to_string(options.threads)});
   return words;
 }

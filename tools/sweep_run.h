@@ -13,7 +13,8 @@ struct SweepRunOptions {
   std::vector<std::string> devices;  ///< one place each: "cuda:0", "cuda:1"; "cpu" as often as wanted
   std::vector<std::string> only;     ///< names; empty: all points
   int threads = 1;                   ///< of each child
-  std::string dtype = "f32";
+  /// For `train` of a new run: how it computes.
+  std::vector<std::string> arithmetic = {"--dtype", "f32"};
   bool progress = true;  ///< lines on standard error
 };
 

@@ -153,14 +153,16 @@ TEST_CASE("sweep: a failed point keeps its error, does not stop the others, and 
 TEST_CASE("sweep: a crash is told by its signal") {
   const SweepFolder folder("sweep-crash");
   SweepStore store = store_of(folder, two_rates);
-  folder.write("crash.sh", "#!/bin/sh\necho about to crash\nkill -SEGV $$\n");
+  folder.write("crash.sh", "#!/bin/sh\necho about to crash: $@\nkill -SEGV $$\n");
   std::filesystem::permissions(folder.path + "/crash.sh", std::filesystem::perms::owner_all);
   SweepRunOptions options = quiet(1);
   options.program = folder.path + "/crash.sh";
+  options.arithmetic = {"--dtype", "f32", "--precision", "tf32"};
   CHECK(run_sweep(store, options));
   CHECK(states_of(store) == "failed(1) failed(1) ");
   CHECK(store.points()[1].error.find("signal 11") != std::string::npos);
   CHECK(store.points()[1].error.find("about to crash") != std::string::npos);
+  CHECK(store.points()[1].error.find("--dtype f32 --precision tf32 ") != std::string::npos);
   options.program = "/bin/true";  // leaves with 0, and no run
   store.retry_failed();
   CHECK(run_sweep(store, options));

@@ -123,6 +123,29 @@ TEST_CASE(
     }
 }
 
+TEST_CASE("spectra along training: on a GPU the same, and an uncaptured run reads the same") {
+  if (cuda_device_count() == 0) {
+    MESSAGE("no GPU here: this case needs one");
+    return;
+  }
+  const TemporaryFolder temporary;
+  const RunConfig config = config_of(attention, {"spectral.every=2", "spectral.batch=3"});
+  TrainerOptions options = silent();
+  options.device = parse_device("cuda");
+  const RunFolder plain = RunFolder::create(temporary.path + "/plain", true);
+  Trainer(config_of(attention, {}), plain, options).run();
+  const RunFolder captured = RunFolder::create(temporary.path + "/captured", true);
+  Trainer(config, captured, options).run();
+  options.capture = false;
+  const RunFolder eager = RunFolder::create(temporary.path + "/eager", true);
+  Trainer(config, eager, options).run();
+  CHECK(tensors_of(captured) == tensors_of(plain));
+  CHECK(tensors_of(eager) == tensors_of(plain));
+  for (const char* stage : {"step2", "step4", "step6", "step8"})
+    CHECK(
+        same(read_spectra(captured.spectrum(stage) + ".npz"), read_spectra(eager.spectrum(stage) + ".npz")));
+}
+
 TEST_CASE("spectra along training: a disk that is full stops the run with the error of the worker") {
   const TemporaryFolder temporary;
   const RunConfig config = config_of(s4, {"spectral.every=2"});
