@@ -103,33 +103,48 @@ __global__ void __launch_bounds__(256) ssd_prefix_sums_kernel(SsdStates s) {
   }
 }
 
+constexpr int tails_threads = 512;
 /// Chunks that a block of ssd_tails_kernel takes.
-inline int tails_group(int N) { return N < 256 ? 256 / N : 1; }
+inline int tails_group(int N) { return N < 64 ? 64 / N : 1; }
 
 /// dk_j += what the chunks after j's hold of Σ_i dη_i q_i. Blocks [B H, groups of chunks].
-__global__ void __launch_bounds__(512)
+__global__ void __launch_bounds__(tails_threads)
     ssd_tails_kernel(const float* tails, Heads<float> dk, int H, int N, int chunks, int group) {
-  float* sums = dynamic_shared<float>();  // [group, N]: after each chunk
   const int sequence = static_cast<int>(blockIdx.x), first = static_cast<int>(blockIdx.y) * group;
-  const int tid = static_cast<int>(threadIdx.x),
-            last = first + group < chunks - 1 ? first + group : chunks - 1;
-  if (tid < N) {
-    const float* own = tails + int64_t{sequence} * chunks * N + tid;
+  const int last = first + group < chunks - 1 ? first + group : chunks - 1;
+  const int tid = static_cast<int>(threadIdx.x), n = tid % N, part = tid / N, parts = tails_threads / N;
+  float* later = dynamic_shared<float>();  // [parts, N]: of chunks after the group's
+  float* sums = later + parts * N;         // [group, N]: after each chunk
+  const float* own = tails + int64_t{sequence} * chunks * N + n;
+  if (part < parts) {
     float sum = 0;
-#pragma unroll 8
-    for (int c = chunks - 1; c > last; --c) sum += own[int64_t{c} * N];
+#pragma unroll 4
+    for (int c = last + 1 + part; c < chunks; c += parts) sum += own[int64_t{c} * N];
+    later[part * N + n] = sum;
+  }
+  __syncthreads();
+  if (tid < N) {
+    float sum = 0;
+    for (int p = 0; p < parts; ++p) sum += later[p * N + n];
 #pragma unroll 4
     for (int c = last; c > first; --c) {
       sum += own[int64_t{c} * N];
-      sums[(c - 1 - first) * N + tid] = sum;
+      sums[(c - 1 - first) * N + n] = sum;
     }
   }
   __syncthreads();
-  const int n = tid % N, across = static_cast<int>(blockDim.x) / N, rows = (last - first) * ssd_chunk;
-  if (tid / N >= across) return;
+  if (part >= parts) return;
+  const int rows = (last - first) * ssd_chunk;
   float* to = dk.row(sequence / H, sequence % H, int64_t{first} * ssd_chunk) + n;
-#pragma unroll 4
-  for (int i = tid / N; i < rows; i += across) to[i * dk.time] += sums[i / ssd_chunk * N + n];
+  for (int i0 = part; i0 < rows; i0 += 8 * parts) {  // all eight are read before one is written
+    float x[8];
+#pragma unroll
+    for (int e = 0; e < 8; ++e)
+      if (const int i = i0 + e * parts; i < rows) x[e] = to[i * dk.time];
+#pragma unroll
+    for (int e = 0; e < 8; ++e)
+      if (const int i = i0 + e * parts; i < rows) to[i * dk.time] = x[e] + sums[i / ssd_chunk * N + n];
+  }
 }
 
 /// to[h] = Σ_{b, e} from[b, h, e]; a block a head.
@@ -311,9 +326,9 @@ inline void run_fast(Context& ctx, const SsdTensors& x, const SsdExtras& extras,
   with_precision(ctx, [&]<Precision precision>() { launch_gradients<precision>(ctx, s); });
   if (s.linear && s.dk.data && s.chunks > 1)
     launch(ctx, ssd_tails_kernel,
-           dim3(static_cast<unsigned>(s.B * s.H), blocks_for(s.chunks - 1, tails_group(s.N))), 512,
-           sizeof(float) * static_cast<size_t>(tails_group(s.N) * s.N), s.tails, s.dk, s.H, s.N, s.chunks,
-           tails_group(s.N));
+           dim3(static_cast<unsigned>(s.B * s.H), blocks_for(s.chunks - 1, tails_group(s.N))), tails_threads,
+           sizeof(float) * static_cast<size_t>(tails_threads + tails_group(s.N) * s.N), s.tails, s.dk, s.H,
+           s.N, s.chunks, tails_group(s.N));
   const auto per_head_sums = [&](const double* from, const Tensor& to) {
     launch(ctx, ssd_head_sums_kernel, static_cast<unsigned>(s.H), 256, 256 * sizeof(double), from, s.B, s.H,
            s.chunks, PerStep<float>(to));
