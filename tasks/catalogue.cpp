@@ -161,11 +161,14 @@ std::vector<Finding> check_task(const Task& task, int64_t limit) {
     for (int64_t begin = 0; begin < n; begin += 100) {
       std::vector<int64_t> indices;
       for (int64_t i = begin; i < std::min(n, begin + 100); ++i) indices.push_back(i);
-      task.make(split, indices, batch);
+      try {
+        task.make(split, indices, batch);
+      } catch (const Error& error) {  // a label out of range, which it names
+        add(fmt::format("{} labels", split_name(split)), false, error.what());
+        break;
+      }
       for (int32_t id : batch.tokens) wrong += id < 0 || id >= shape.vocabulary;
       for (int32_t length : batch.lengths) wrong += length < 1 || length > shape.time;
-      for (int64_t i = 0; i < batch.label_count; ++i)
-        wrong += batch.labels[i] < 0 || batch.labels[i] >= shape.classes;
       for (float x : batch.values) wrong += !(x >= -1e6f && x <= 1e6f);
       wrong += batch.label_count == 0;
       const int64_t lone = indices.back();
@@ -191,7 +194,9 @@ std::vector<Finding> check_task(const Task& task, int64_t limit) {
     }
     checked += n;
     add(fmt::format("{} examples", split_name(split)), wrong == 0,
-        fmt::format("{} of {} looked at, {} tokens, lengths, values or labels out of range", n, size, wrong));
+        fmt::format(
+            "{} of {} looked at, {} tokens, lengths or values out of range, or examples without labels", n,
+            size, wrong));
     add(fmt::format("{} purity", split_name(split)), changed == 0,
         fmt::format("{} examples differ when made again by themselves", changed));
     // Real data repeat themselves: that is told, not judged.

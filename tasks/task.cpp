@@ -76,6 +76,29 @@ void sort_tokens(Batch& batch, int64_t vocabulary) {
     batch.sorted_order[start[batch.tokens[row]]++] = static_cast<int32_t>(row);
 }
 
+namespace {
+
+/// Every batch passes here on its way to a device, which could answer a bad label with a loss of NaN only.
+void check_labels(const Task& task, Split split, std::span<const int64_t> indices, const Batch& b) {
+  const TaskShape shape = task.shape(split);
+  const int64_t padded = b.batch / shape.documents;
+  int64_t last = -1;
+  for (int64_t i = 0; i < b.label_count; ++i) {
+    const int64_t row = b.label_rows[i], sequence = b.per_position ? row / b.time : row;
+    if (row <= last || sequence % padded >= b.examples || sequence >= b.batch)
+      fail(fmt::format(
+          "make: task {}: label {} belongs to row {} after {}: expected ascending rows of {} examples",
+          task.name(), i, row, last, b.examples));
+    if (b.labels[i] < 0 || b.labels[i] >= shape.classes)
+      fail(fmt::format("make: task {}: label {} of {} example {}{} is out of range 0…{}; check the data set",
+                       task.name(), b.labels[i], split_name(split), indices[sequence % padded],
+                       b.per_position ? fmt::format(", position {},", row % b.time) : "", shape.classes - 1));
+    last = row;
+  }
+}
+
+}  // namespace
+
 void Task::make(Split split, std::span<const int64_t> indices, Batch& out, const Padding& padding) const {
   const int64_t count = size(split);
   if (indices.empty()) fail("make: indices: expected at least one example, found none");
@@ -84,6 +107,7 @@ void Task::make(Split split, std::span<const int64_t> indices, Batch& out, const
       fail(fmt::format("make: indices: task {} has {} {} examples, found index {}; ask for 0 to {}", name(),
                        count, split_name(split), index, count - 1));
   fill(split, indices, padding, out);
+  check_labels(*this, split, indices, out);
   out.pad_labels();
 }
 

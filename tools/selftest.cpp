@@ -16,6 +16,8 @@ namespace {
 struct Line {
   std::string name, error;  ///< error: what was thrown
   double f64 = 0, f32 = 0, gradient = 0;
+  double rounded =
+      0;  ///< on a GPU: the largest share of its bound that any other precision of products takes
   bool same_bits = false, pass = false;
 };
 
@@ -28,9 +30,16 @@ Line test_case(Context& cpu, Context& device, const OpCase& op_case, uint64_t se
     const OpResults single = run_case(device, op_case, DType::f32, seed);
     line.same_bits = single == run_case(device, op_case, DType::f32, seed);
     if (op_case.float32_tolerance > 0) line.f32 = largest_difference(single, exact);
+    if (device.device().is_cuda() && op_case.float32_tolerance > 0)
+      for (const Precision precision : {Precision::tf32x3, Precision::tf32, Precision::bf16}) {
+        device.precision = precision;
+        const double error = largest_difference(run_case(device, op_case, DType::f32, seed), exact);
+        line.rounded = std::max(line.rounded, error / op_case.bound(precision));
+      }
+    device.precision = Precision::fp32;
     line.gradient = check_case(device, op_case, seed).max_error();
-    line.pass = line.f64 < 1e-10 && line.f32 <= op_case.float32_tolerance && line.same_bits &&
-                line.gradient < op_case.tolerance;
+    line.pass = line.f64 < 1e-10 && line.f32 <= op_case.float32_tolerance && line.rounded <= 1 &&
+                line.same_bits && line.gradient < op_case.tolerance;
   } catch (const Error& error) {
     line.error = error.what();
   }
@@ -63,6 +72,7 @@ int selftest_command(const SelftestOptions& options) {
           .field("f64_error", line.f64)
           .field("f32_error", line.f32)
           .field("gradient_error", line.gradient)
+          .field("share_of_precision_bounds", line.rounded)
           .field("same_bits", line.same_bits)
           .field("error", line.error)
           .end_object();
@@ -70,10 +80,12 @@ int selftest_command(const SelftestOptions& options) {
     fmt::print("{}\n", json.text());
   } else {
     fmt::print("{} ({})\n", to_string(device), describe(device));
-    fmt::print("{:<52} {:>9} {:>9} {:>9}  {:<9}\n", "case", "f64", "f32", "gradient", "bits");
+    // tf32…bf16: the largest share of its bound that an error takes in any of these precisions
+    fmt::print("{:<52} {:>9} {:>9} {:>10} {:>9}  {:<9}\n", "case", "f64", "f32", "tf32..bf16", "gradient",
+               "bits");
     for (const Line& line : lines)
-      fmt::print("{:<52} {:>9.1e} {:>9.1e} {:>9.1e}  {:<9} {}\n", line.name, line.f64, line.f32,
-                 line.gradient, line.same_bits ? "same" : "differ",
+      fmt::print("{:<52} {:>9.1e} {:>9.1e} {:>9.0f}% {:>9.1e}  {:<9} {}\n", line.name, line.f64, line.f32,
+                 100 * line.rounded, line.gradient, line.same_bits ? "same" : "differ",
                  line.pass ? "pass" : "FAIL " + line.error);
     fmt::print("{} cases, {} failed\n", lines.size(), failed);
   }

@@ -1,5 +1,6 @@
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <string>
 
@@ -111,6 +112,10 @@ TEST_CASE("catalogue: check_task finds planted faults") {
     CAPTURE(fault);
     CHECK_FALSE(all_good(check_task(Faulty(fault), 0)));
   }
+  const std::vector<Finding> labels = check_task(Faulty(3), 0);
+  CHECK(std::ranges::any_of(labels, [](const Finding& f) {
+    return f.text.find("label 2 of train example 0 is out of range 0…1") != std::string::npos;
+  }));
   // Equal numbers of training and test examples under published_split: told apart by their fillers alone.
   MqarConfig c = small_mqar();
   c.published_split = true, c.random_non_queries = false, c.num_test_examples = c.num_train_examples;

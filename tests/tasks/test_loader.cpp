@@ -54,7 +54,44 @@ class Ragged final : public Task {
   int64_t bad_;
 };
 
+/// Three examples of four positions whose labels lie in 0..9, but for one.
+class Mislabelled final : public Task {
+ public:
+  Mislabelled(bool per_position, int32_t label) : per_position_(per_position), label_(label) {}
+  std::string name() const override { return "mislabelled"; }
+  int64_t size(Split) const override { return 3; }
+  TaskShape shape(Split) const override {
+    TaskShape s;
+    s.time = 4, s.vocabulary = 11, s.classes = 10, s.per_position = per_position_;
+    return s;
+  }
+
+ protected:
+  void example(Split, int64_t index, int64_t b, Batch& out) const override {
+    const int32_t label = index == 2 ? label_ : 9;
+    per_position_ ? out.label(b, 3, label) : out.label_sequence(b, label);
+  }
+
+ private:
+  bool per_position_;
+  int32_t label_;
+};
+
 }  // namespace
+
+TEST_CASE("task: a label out of range is an error that names it, its example and the range") {
+  Batch batch;
+  const std::vector<int64_t> all = {0, 2, 1}, good = {1, 0};
+  const auto says = [&](const Mislabelled& task, const char* text) {
+    CHECK_THROWS_WITH_AS(task.make(Split::train, all, batch), doctest::Contains(text), Error);
+    CHECK_NOTHROW(task.make(Split::train, good, batch, {.examples = 4}));
+  };
+  says({false, 12345},
+       "task mislabelled: label 12345 of train example 2 is out of range 0…9; check the data");
+  says({false, 10}, "label 10 of train example 2 is out of range 0…9");
+  says({true, -1}, "label -1 of train example 2, position 3, is out of range 0…9");
+  CHECK_NOTHROW(Mislabelled(true, 0).make(Split::train, all, batch));
+}
 
 TEST_CASE("loader: every epoch shows each example once, in an order of its own") {
   const auto task = small_task(100);

@@ -9,22 +9,12 @@
 #include "tensor/error.h"
 #include "tensor/kernels.h"
 #include "tensor/rng.h"
+#include "tests/cuda_testing.h"
 
 using namespace eigentrace;
+using namespace eigentrace::testing;
 
 namespace {
-
-bool gpu_here() {
-  if (cuda_device_count() > 0) return true;
-  MESSAGE("no GPU here: this case needs one");
-  return false;
-}
-
-Context poisoned(Device device) {
-  Context ctx(device, device.is_cuda() ? size_t{64} << 20 : 0);
-  ctx.poison = true;
-  return ctx;
-}
 
 /// The same numbers whatever the device and type; `offset`: elements by which the data miss their alignment.
 Tensor numbers(Rng& rng, const Shape& shape, int64_t offset, double low, double high, Device device,
