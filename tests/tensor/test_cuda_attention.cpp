@@ -94,11 +94,12 @@ struct Mode {
   Precision precision;
   double bound;  ///< of errors relative to the largest value of a result
 };
-/// Roundings of 2⁻²⁴ (float32, and tf32x3 to its accuracy), 2⁻¹¹ (TF32), 2⁻⁹ (bf16); a few of them meet in a
-/// result.
+/// Roundings of 2⁻²⁴ (float32), 2⁻¹¹ (TF32), 2⁻⁹ (bf16); a few of them meet in a result. tf32x3: tensor cores
+/// cut their sums off instead of rounding them, half of 2⁻²³ each of the 3 T/8 times on average and always
+/// the same way: 7e-6 for T = 300.
 const Mode modes[] = {{"f64", DType::f64, Precision::fp32, 1e-12},
                       {"fp32", DType::f32, Precision::fp32, 4e-6},
-                      {"tf32x3", DType::f32, Precision::tf32x3, 4e-6},
+                      {"tf32x3", DType::f32, Precision::tf32x3, 1e-5},
                       {"tf32", DType::f32, Precision::tf32, 3e-3},
                       {"bf16", DType::f32, Precision::bf16, 1.5e-2}};
 
