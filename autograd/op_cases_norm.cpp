@@ -77,7 +77,8 @@ std::vector<OpCase> op_cases_norm() {
   cases.push_back(norm_case("batch_norm: evaluation", Op::batch_norm, [](const Var& x, const Values& in) {
     const Device device = x.value().device();
     const std::vector<double> values(static_cast<size_t>(x.dim(2)), 0.7);
-    const Tensor statistic = Tensor::from(values, {x.dim(2)}, device).clone(device, arithmetic_type(x.dtype()));
+    const Tensor statistic =
+        Tensor::from(values, {x.dim(2)}, device).clone(device, arithmetic_type(x.dtype()));
     return Values{batch_norm_evaluation(x, in[1], in[2], {statistic, statistic}, 1e-5)};
   }));
   cases.push_back(residual_case("sum and normed go on", 0, true, true));

@@ -312,8 +312,8 @@ void selective_scan(Context& ctx, const SelectiveScan& in, Tensor& y,
 void selective_scan_backward(Context& ctx, const SelectiveScan& in, const Tensor& boundary, const Tensor& dy,
                              SelectiveScan& gradient);
 
-/// Mamba-2: Δ = softplus(x + bias), log_a = −exp(a_log) Δ; x rows [..., H], bias, a_log [H], Δ and log_a dense
-/// (selective_step.cu)
+/// Mamba-2: Δ = softplus(x + bias), log_a = −exp(a_log) Δ; x rows [..., H], bias, a_log [H], Δ and log_a
+/// dense (selective_step.cu)
 void selective_step(Context& ctx, const Tensor& x, const Tensor& bias, const Tensor& a_log, Tensor& delta,
                     Tensor& log_a);
 /// ddelta, dlog_a: undefined if none came. dx, dbias, da_log: undefined if not wanted.

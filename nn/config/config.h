@@ -127,7 +127,8 @@ template <class V>
 void visit_fields(V& v, SpectralConfig& c) {
   v("every", c.every, "steps between readings during training (0: before and after only)");
   v("pass", c.pass,
-    "along training: training (the step's own pass, where it has what is asked for) or evaluation (one more)");
+    "along training: training (the step's own pass, where it has what is asked for) or evaluation (one "
+    "more)");
   v("batch", c.batch, "sequences read");
   v("reading", c.reading, "exact, published or both");
   v("dtype", c.dtype, "f32 or f64: the pass that is read");

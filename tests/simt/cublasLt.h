@@ -1,8 +1,8 @@
 #pragma once
 // The part of cuBLASLt that this house uses, computed by CBLAS. Under TF32 and bf16 the operands are rounded
 // to the nearest, as the fragments of tensor/mma.h are, and products and sums are float32's; bf16
-// operands become float32 first, a bf16 result is rounded last. float64 has no bias epilogues, so that the way
-// without them is tested too.
+// operands become float32 first, a bf16 result is rounded last. float64 has no bias epilogues, so that the
+// way without them is tested too.
 #include "tests/simt/cuda_runtime.h"
 
 enum cublasStatus_t {
