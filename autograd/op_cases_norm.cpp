@@ -9,7 +9,7 @@ namespace {
 using Values = std::vector<Var>;
 
 /// x [B, T, D + 1] of which the last D columns are normalised (rows a stride apart), weight and bias [D].
-OpCase norm_case(std::string name, Op op, std::function<Values(const Var& x, const Values& in)> f,
+OpCase norm_case(std::string name, Op op, const std::function<Values(const Var& x, const Values& in)>& f,
                  bool bias = true) {
   return {std::move(name), op, [=](uint64_t seed, Device device) {
             Rng rng(seed);
