@@ -2,6 +2,7 @@
 
 #include "tensor/error.h"
 #include "tensor/kernels.h"
+#include "tensor/kernels/linear_add.h"
 
 namespace eigentrace {
 namespace {
@@ -29,7 +30,15 @@ Var linear(const Var& x, const Var& weight, const Var& bias) {
   kernels::linear(x.ctx(), x.value(), w, bias.value(), y);
   return x.tape().record(
       Op::linear, y, {x, weight, bias}, [x, w, weight = weight.ref(), bias = bias.ref()](Backward& b) {
-        b.gradient(x, [&](Tensor& dx) { kernels::linear_backward_input(b.ctx(), b.dy(), w, dx); });
+        // The kernel adds what others have sent for x, which saves a pass over three tensors.
+        Tensor sent;
+        Tensor dx = b.destination_with_sent(x.ref(), sent);
+        if (!sent.defined() || collapses_to_rows(sent)) {
+          if (dx.defined()) kernels::linear_backward_input_add(b.ctx(), b.dy(), w, sent, dx);
+          b.commit_with_sent(x.ref(), dx, sent);
+        } else {
+          b.gradient(x, [&](Tensor& own) { kernels::linear_backward_input(b.ctx(), b.dy(), w, own); });
+        }
         Tensor dw = b.destination(weight), db = b.destination(bias);
         if (dw.defined())
           kernels::linear_backward_weight(b.ctx(), b.dy(), x.value(), dw, db);

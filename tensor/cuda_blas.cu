@@ -24,12 +24,12 @@ void check(cublasStatus_t status, const char* call, const std::string& what) {
 }
 
 /// Everything that the choice of an algorithm depends on.
-using Key = std::array<int64_t, 21>;
+using Key = std::array<int64_t, 23>;
 
 /// Descriptors and algorithm of a product; `found` false: cuBLASLt has none.
 struct Plan {
   cublasLtMatmulDesc_t operation = nullptr;
-  cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr;
+  cublasLtMatrixLayout_t a = nullptr, b = nullptr, from = nullptr, c = nullptr;
   cublasLtMatmulAlgo_t algorithm{};
   bool found = false;
 };
@@ -113,6 +113,7 @@ Plan make_plan(const Blas& blas, const Product<T, Out>& p, cublasComputeType_t c
   plan.a = layout(p.b, p.K, p.N, p.batch, p.b_step, what);
   plan.b = layout(p.a, p.M, p.K, p.batch, p.a_step, what);
   plan.c = layout(p.c, p.M, p.N, p.batch, p.c_step, what);
+  plan.from = p.from ? layout(Matrix<const Out>{p.from, p.from_ld}, p.M, p.N, 1, 0, what) : plan.c;
 
   cublasLtMatmulPreference_t preference = nullptr;
   check(cublasLtMatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate", what);
@@ -126,12 +127,13 @@ Plan make_plan(const Blas& blas, const Product<T, Out>& p, cublasComputeType_t c
          static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, static_cast<uint32_t>(alignment(p.b.data)));
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, static_cast<uint32_t>(alignment(p.a.data)));
-  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, static_cast<uint32_t>(alignment(p.c.data)));
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+         static_cast<uint32_t>(alignment(p.from ? p.from : p.c.data)));
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, static_cast<uint32_t>(alignment(p.c.data)));
   cublasLtMatmulHeuristicResult_t result{};
   int count = 0;
   const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
-      blas.handle, plan.operation, plan.a, plan.b, plan.c, plan.c, preference, 1, &result, &count);
+      blas.handle, plan.operation, plan.a, plan.b, plan.from, plan.c, preference, 1, &result, &count);
   cublasLtMatmulPreferenceDestroy(preference);
   if (status != CUBLAS_STATUS_SUCCESS && status != CUBLAS_STATUS_NOT_SUPPORTED)
     check(status, "cublasLtMatmulAlgoGetHeuristic", what);
@@ -162,7 +164,9 @@ const Plan& plan_of(Blas& blas, const Product<T, Out>& p, cublasComputeType_t co
                 alignment(p.a.data),
                 alignment(p.b.data),
                 alignment(p.c.data),
-                alignment(p.bias)};
+                alignment(p.bias),
+                p.from_ld,
+                alignment(p.from)};
   const auto found = blas.plans.find(key);
   return found != blas.plans.end() ? found->second
                                    : blas.plans.emplace(key, make_plan(blas, p, compute)).first->second;
@@ -179,8 +183,8 @@ bool try_product(Blas& blas, const Product<T, Out>& p, cublasComputeType_t compu
                                             sizeof p.bias);
   if (status == CUBLAS_STATUS_SUCCESS)
     status = cublasLtMatmul(blas.handle, plan.operation, &p.alpha, p.b.data, plan.a, p.a.data, plan.b,
-                            &p.beta, p.c.data, plan.c, p.c.data, plan.c, &plan.algorithm, blas.workspace,
-                            workspace_bytes, blas.stream);
+                            &p.beta, p.from ? p.from : p.c.data, plan.from, p.c.data, plan.c, &plan.algorithm,
+                            blas.workspace, workspace_bytes, blas.stream);
   if (status != CUBLAS_STATUS_SUCCESS) check(status, "cublasLtMatmul", describe(p));
   return true;
 }
@@ -193,17 +197,21 @@ struct StartFrom {
   Arithmetic<T> beta;
   const Out* bias;
   int64_t bias_stride;
+  const Out* from;
+  int64_t from_ld;
   ET_HD void operator()(int64_t i) const {
     const int64_t column = i % N, row = i / N % M;
     Out& element = c.data[i / N / M * step + (c.transposed ? column * c.ld + row : row * c.ld + column)];
     const Arithmetic<T> start = bias ? Arithmetic<T>(bias[column * bias_stride]) : Arithmetic<T>(0);
-    element = beta == 0 ? start : beta * Arithmetic<T>(element) + start;
+    const Out& before = from ? from[row * from_ld + column] : element;
+    element = beta == 0 ? start : beta * Arithmetic<T>(before) + start;
   }
 };
 template <class T, class Out>
 void start_from(Context& ctx, const Product<T, Out>& p) {
-  for_each_index(ctx, p.M * p.N * p.batch,
-                 StartFrom<T, Out>{p.c, p.M, p.N, p.c_step, p.beta, p.bias, p.bias_stride});
+  for_each_index(
+      ctx, p.M * p.N * p.batch,
+      StartFrom<T, Out>{p.c, p.M, p.N, p.c_step, p.beta, p.bias, p.bias_stride, p.from, p.from_ld});
 }
 
 /// True iff cuBLASLt gives a float32 product to tensor cores: all rows are whole 16 bytes.
@@ -231,8 +239,9 @@ bool takes_own_kernel(const Context& ctx, const Product<T>& p) {
 void own_product(Context& ctx, const Product<float>& p) {
   const TcProduct product = tc_product(p, tc_round_up(p.K));
   const TcStore store{
-      p.c.data, p.c.ld, p.c_step, 0,
-      p.alpha,  p.beta, p.bias,   alignment(p.c.data) >= 8 && p.c.ld % 2 == 0 && p.c_step % 2 == 0};
+      p.c.data, p.c.ld,   p.c_step, 0,
+      p.alpha,  p.beta,   p.bias,   alignment(p.c.data) >= 8 && p.c.ld % 2 == 0 && p.c_step % 2 == 0,
+      p.from,   p.from_ld};
   if (ctx.precision == Precision::tf32x3)
     tc_launch<3>(ctx, product, !p.a.transposed, p.b.transposed, p.batch, AsRead{}, store, nullptr);
   else
@@ -325,6 +334,7 @@ void destroy_cuda_blas(void* opaque) {
   auto* blas = static_cast<Blas*>(opaque);
   for (auto& [key, plan] : blas->plans) {
     cublasLtMatmulDescDestroy(plan.operation);
+    if (plan.from != plan.c) cublasLtMatrixLayoutDestroy(plan.from);
     for (cublasLtMatrixLayout_t each : {plan.a, plan.b, plan.c}) cublasLtMatrixLayoutDestroy(each);
   }
   cublasLtDestroy(blas->handle);

@@ -8,10 +8,10 @@
 
 namespace eigentrace {
 
-/// C = alpha A B + beta C + bias for each of `batch` products. A [M,K], B [K,N], C [M,N], each in either
-/// layout; the i-th starts i steps further (a step of 0: the same operand for all). bias [N] is added to
-/// every row. beta = 0 overwrites whatever C held. float32 products are made as ctx.precision says. bf16
-/// operands: float32 sums, C bf16 or float32.
+/// C = alpha A B + beta F + bias for each of `batch` products, F = C unless `from` says where else. A [M,K],
+/// B [K,N], C [M,N], each in either layout; the i-th starts i steps further (a step of 0: the same operand
+/// for all). bias [N] is added to every row. beta = 0 overwrites whatever C held. float32 products are made
+/// as ctx.precision says. bf16 operands: float32 sums, C bf16 or float32.
 template <class T, class Out = T>
 struct Product {
   int64_t M, N, K;
@@ -21,6 +21,8 @@ struct Product {
   const Out* bias = nullptr;
   int64_t bias_stride = 1;
   int64_t batch = 1, a_step = 0, b_step = 0, c_step = 0;
+  const Out* from = nullptr;  ///< F [M,N], rows from_ld apart; then one product, C not transposed, no bias
+  int64_t from_ld = 0;
 };
 
 /// The same bits each time on one kind of GPU: no atomics, a fixed workspace, the algorithm a function of the

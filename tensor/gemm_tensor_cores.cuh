@@ -234,7 +234,9 @@ struct TcStore {
   int64_t ld, step, piece_step;
   float alpha, beta;
   const float* bias;
-  bool paired;  ///< 8-byte stores are aligned
+  bool paired;                  ///< 8-byte stores are aligned
+  const float* from = nullptr;  ///< what beta multiplies, from_ld apart, if not C
+  int64_t from_ld = 0;
   __device__ void operator()(const float (&d)[4][4][4], int row, int column, const TcProduct& p,
                              float*) const {
     const int z = static_cast<int>(blockIdx.z);
@@ -244,7 +246,8 @@ struct TcStore {
       float* at = out + i * ld + j;
       const bool both = j + 1 < p.N;
       x *= alpha, y *= alpha;
-      if (beta != 0) x += beta * at[0], y += both ? beta * at[1] : 0.0f;
+      const float* before = from ? from + i * from_ld + j : at;
+      if (beta != 0) x += beta * before[0], y += both ? beta * before[1] : 0.0f;
       if (bias) x += bias[j], y += both ? bias[j + 1] : 0.0f;
       if (both && paired)
         *reinterpret_cast<float2*>(at) = make_float2(x, y);

@@ -1,5 +1,5 @@
 // y = x Wᵀ + b and its gradients:
-//   dx = dy W          by tiles of rows
+//   dx = dy W          by tiles of rows, added to what other consumers of x have sent
 //   dW = dyᵀ x         a sum over all rows, cut into pieces added in order
 //   db = Σ_rows dy     likewise
 #include "tensor/blas.h"
@@ -8,6 +8,7 @@
 #include "tensor/float32_copies.h"
 #include "tensor/kernels.h"
 #include "tensor/kernels/column_sum.cuh"
+#include "tensor/kernels/linear_add.h"
 #include "tensor/launch.h"
 
 namespace eigentrace::kernels {
@@ -21,7 +22,7 @@ Matrix<const T> matrix(const Rows<T>& x) {
 }
 
 template <class T>
-void linear_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor& y) {
+void linear_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor& y, bool add = false) {
   const Rows<T> in = rows_of<T>(x, "linear: x"), out = rows_of<T>(y, "linear: y");
   const Matrix<const T> a = matrix(in), w = matrix_of<T>(weight, "linear: weight");
   const T* b = bias.defined() ? bias.data<T>() : nullptr;
@@ -37,7 +38,7 @@ void linear_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, Tenso
 #pragma omp simd
         for (int64_t j = 0; j < t.cols; ++j) row[j] = b[(t.col + j) * b_stride];
       }
-    gemm<T>(t.rows, t.cols, in.cols, 1, a.at(t.row, 0), w.t().at(0, t.col), b ? T(1) : T(0), c);
+    gemm<T>(t.rows, t.cols, in.cols, 1, a.at(t.row, 0), w.t().at(0, t.col), b || add ? T(1) : T(0), c);
   });
 }
 
@@ -80,10 +81,15 @@ bool native_bf16(const Tensor& a, const Tensor& b, const Tensor& c) {
 #ifdef EIGENTRACE_WITH_CUDA
 template <class T>
 void linear_cuda(Context& ctx, const Rows<T>& in, const Matrix<const T>& weight, const Tensor& bias,
-                 const Rows<T>& out) {
+                 const Rows<T>& out, const Tensor& sent = {}) {
   Product<T> product{out.rows,   out.cols,   in.cols,
                      matrix(in), weight.t(), Matrix<T>{out.data, matrix(out).ld}};
   if (bias.defined()) product.bias = bias.data<T>(), product.bias_stride = bias.stride(0);
+  if (sent.defined()) {
+    const Rows<T> start = rows_of<T>(sent, "linear_backward_input: sent");
+    product.beta = 1;
+    if (start.data != out.data) product.from = start.data, product.from_ld = matrix(start).ld;
+  }
   cuda_gemm(ctx, product);
 }
 
@@ -166,22 +172,34 @@ void linear(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& b
 }
 
 void linear_backward_input(Context& ctx, const Tensor& dy, const Tensor& weight, Tensor& dx) {
+  linear_backward_input_add(ctx, dy, weight, Tensor(), dx);
+}
+
+void linear_backward_input_add(Context& ctx, const Tensor& dy, const Tensor& weight, const Tensor& sent,
+                               Tensor& dx) {
   check("linear_backward_input", dx, weight, dy);
-  if (!native_bf16(dy, weight, dx) && in_float32(ctx, linear_backward_input, dy, weight, dx)) return;
+  if (sent.defined() && !(sent.shape() == dx.shape() && sent.dtype() == dx.dtype()))
+    fail("linear_backward_input: sent: " + to_string(dx) + " expected, found " + to_string(sent));
+  if (!(native_bf16(dy, weight, dx) && (!sent.defined() || rows_of_bf16(sent))) &&
+      in_float32(ctx, linear_backward_input_add, dy, weight, sent, dx))
+    return;
 #ifdef EIGENTRACE_WITH_CUDA
   const bool turns = turns_weight(ctx, weight, row_count(dy));
-  Tensor copy = turns ? ctx.empty({weight.dim(1), weight.dim(0)}, weight.dtype()) : Tensor();
+  Tensor turned_copy = turns ? ctx.empty({weight.dim(1), weight.dim(0)}, weight.dtype()) : Tensor();
 #endif
   dispatch_stored(ctx, "linear_backward_input", dy.dtype(), [&]<class T>() {
 #ifdef EIGENTRACE_WITH_CUDA
     if (ctx.device().is_cuda())
-      return linear_cuda<T>(
-          ctx, rows_of<T>(dy, "linear_backward_input: dy"),
-          turns ? turned<T>(ctx, weight, copy) : matrix_of<T>(weight, "linear_backward_input: weight").t(),
-          Tensor(), rows_of<T>(dx, "linear_backward_input: dx"));
+      return linear_cuda<T>(ctx, rows_of<T>(dy, "linear_backward_input: dy"),
+                            turns ? turned<T>(ctx, weight, turned_copy)
+                                  : matrix_of<T>(weight, "linear_backward_input: weight").t(),
+                            Tensor(), rows_of<T>(dx, "linear_backward_input: dx"), sent);
 #endif
     require_cpu(ctx, "linear_backward_input");
-    if constexpr (!std::is_same_v<T, BFloat16>) linear_cpu<T>(dy, weight.transpose(0, 1), Tensor(), dx);
+    if constexpr (!std::is_same_v<T, BFloat16>) {
+      if (sent.defined() && sent.raw() != dx.raw()) copy(ctx, sent, dx);
+      linear_cpu<T>(dy, weight.transpose(0, 1), Tensor(), dx, sent.defined());
+    }
   });
 }
 

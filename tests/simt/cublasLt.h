@@ -147,9 +147,21 @@ inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtM
 inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const void* alpha,
                                      const void* a, cublasLtMatrixLayout_t la, const void* b,
                                      cublasLtMatrixLayout_t lb, const void* beta, const void* c,
-                                     cublasLtMatrixLayout_t, void* result, cublasLtMatrixLayout_t lc,
+                                     cublasLtMatrixLayout_t lf, void* result, cublasLtMatrixLayout_t lc,
                                      const cublasLtMatmulAlgo_t*, void*, size_t, cudaStream_t stream) {
-  if (c != result) return CUBLAS_STATUS_INVALID_VALUE;
+  if (c != result) {  // beta multiplies another matrix: copied, then as if it were the result
+    if (lf->rows != lc->rows || lf->cols != lc->cols || lf->type != lc->type || lf->batch != 1 ||
+        lc->batch != 1)
+      return CUBLAS_STATUS_INVALID_VALUE;
+    simt_enqueue(stream,
+                 [from = static_cast<const char*>(c), to = static_cast<char*>(result), f = *lf, t = *lc] {
+                   const simt::DeviceAccess access;
+                   const uint64_t bytes = t.type == CUDA_R_32F ? 4 : t.type == CUDA_R_64F ? 8 : 2;
+                   for (uint64_t j = 0; j < t.cols; ++j)
+                     std::memcpy(to + j * static_cast<uint64_t>(t.ld) * bytes,
+                                 from + j * static_cast<uint64_t>(f.ld) * bytes, t.rows * bytes);
+                 });
+  }
   const auto scalar = [&](const void* p) {
     return d->type == CUDA_R_32F ? *static_cast<const float*>(p) : *static_cast<const double*>(p);
   };

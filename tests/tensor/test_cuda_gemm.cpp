@@ -10,6 +10,7 @@
 
 #include "tensor/error.h"
 #include "tensor/kernels.h"
+#include "tensor/kernels/linear_add.h"
 #include "tensor/rng.h"
 
 using namespace eigentrace;
@@ -107,6 +108,23 @@ void check_linear(const Mode& mode, int64_t rows, int64_t in, int64_t out, int64
   CHECK(error(
             dx, out, [&](auto i, auto k) { return dy.at(i, k); },
             [&](auto k, auto j) { return w.at(k, j); }) < mode.bound);
+  const Operand sent(5, rows, in, mode.dtype, in + gap);
+  for (const bool in_place : {false, true}) {
+    Tensor sum = in_place ? sent.device.clone() : kernels::empty_rows(ctx, {rows, in}, mode.dtype);
+    kernels::linear_backward_input_add(ctx, dy.device, w.device, in_place ? sum : sent.device, sum);
+    synchronise(ctx.device());
+    const std::vector<double> found = sum.to_vector<double>();
+    double worst = 0;
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < in; ++j) {
+        double exact = sent.at(i, j), size = std::abs(exact);
+        for (int64_t k = 0; k < out; ++k)
+          exact += dy.at(i, k) * w.at(k, j), size += std::abs(dy.at(i, k) * w.at(k, j));
+        const double e = std::abs(found[static_cast<size_t>(i * in + j)] - exact) / size;
+        worst = e <= worst ? worst : e;
+      }
+    CHECK(worst < mode.bound);
+  }
   for (const bool with_bias : {false, true}) {
     Tensor dw = turned ? ctx.empty({in, out}, mode.dtype).transpose(0, 1) : ctx.empty({out, in}, mode.dtype);
     Tensor db = with_bias ? ctx.empty({out}, mode.dtype) : Tensor();
