@@ -61,36 +61,39 @@ __device__ __forceinline__ cplx<T> quarter_turned(const cplx<T>& x) {
   return {x.im, -x.re};
 }
 
-/// Transforms a (inverse: times n) with b as scratch, both of n numbers in shared or global memory; returns
-/// the one that holds the result. Every thread of the block calls it; ends with a barrier, starts with one.
+/// Transforms a (inverse: times n) with b as scratch, both of n < 2³¹ numbers in shared or global memory;
+/// returns the one that holds the result. Every thread of the block calls it; ends with a barrier, starts
+/// with one.
 template <bool inverse, class T>
 __device__ cplx<T>* block_fft(const FftPlan& plan, const cplx<T>* roots, cplx<T>* a, cplx<T>* b) {
-  const int64_t n = plan.length;
-  int64_t stride = 1;
+  const auto n = static_cast<uint32_t>(plan.length);
+  uint32_t stride = 1;
   __syncthreads();
   for (int stage = 0; stage < plan.stages; ++stage) {
-    const int64_t radix = plan.radix[stage], m = n / radix, turn = stride;
-    for (int64_t i = threadIdx.x; i < m; i += blockDim.x) {
-      const int64_t p = i / stride, q = i - p * stride;
-      const cplx<T>* x = a + i;                 // x[k m], k = 0..radix−1
-      cplx<T>* y = b + q + stride * radix * p;  // y[j stride]
+    const auto radix = static_cast<uint32_t>(plan.radix[stage]);
+    const uint32_t m = n / radix;
+    for (uint32_t i = threadIdx.x; i < m; i += blockDim.x) {
+      const uint32_t q = i % stride, turn = i - q;  // turn: p stride, p = i / stride
+      const cplx<T>* x = a + i;                     // x[k m], k = 0..radix−1
+      cplx<T>* y = b + (turn * radix + q);          // y[j stride]
       if (radix == 4) {
         const cplx<T> x0 = x[0], x1 = x[m], x2 = x[2 * m], x3 = x[3 * m];
         const cplx<T> even = x0 + x2, odd = x1 + x3, even_ = x0 - x2;
         const cplx<T> odd_ = quarter_turned<inverse>(x1 - x3);
         y[0] = even + odd;
-        y[stride] = turned<inverse>(even_ + odd_, roots[p * turn]);
-        y[2 * stride] = turned<inverse>(even - odd, roots[2 * p * turn]);
-        y[3 * stride] = turned<inverse>(even_ - odd_, roots[3 * p * turn]);
+        y[stride] = turned<inverse>(even_ + odd_, roots[turn]);
+        y[2 * stride] = turned<inverse>(even - odd, roots[2 * turn]);
+        y[3 * stride] = turned<inverse>(even_ - odd_, roots[3 * turn]);
       } else if (radix == 2) {
         const cplx<T> x0 = x[0], x1 = x[m];
         y[0] = x0 + x1;
-        y[stride] = turned<inverse>(x0 - x1, roots[p * turn]);
+        y[stride] = turned<inverse>(x0 - x1, roots[turn]);
       } else {
-        for (int64_t j = 0; j < radix; ++j) {
+        for (uint32_t j = 0; j < radix; ++j) {
           cplx<T> sum = x[0];
-          for (int64_t k = 1; k < radix; ++k) sum = sum + turned<inverse>(x[k * m], roots[j * k % radix * m]);
-          y[j * stride] = turned<inverse>(sum, roots[j * p * turn]);
+          for (uint32_t k = 1; k < radix; ++k)
+            sum = sum + turned<inverse>(x[k * m], roots[static_cast<uint64_t>(j) * k % radix * m]);
+          y[j * stride] = turned<inverse>(sum, roots[j * turn]);
         }
       }
     }

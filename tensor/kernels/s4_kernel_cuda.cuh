@@ -1,29 +1,34 @@
 #pragma once
-// S4's kernel on CUDA, a block a channel, in double as on the CPU (an H200 makes half as many products in
-// double as in float32, so splitting operands would win nothing).
+// S4's kernel on CUDA, a block a channel, in double as on the CPU: an H200 makes half as many products in
+// double as in float32, and the sums as many on tensor cores.
 //
-// With x = g − Im Λ, ρ = −Re Λ, σ = 1/(x² + ρ²), t = σx the resolvent is r = ρσ − i t. A node's seven sums
-// cost 14 fused multiply-adds a state on (σ, t) once ρw is tabled, and 7 operations for σ and t.
-// Backward, the same two numbers and their products σ², σt are summed against the gradients of the four sums,
-// 31 multiply-adds a term: S = Σ σG, T = Σ tG, S₂ = Σ σ²G, U = Σ σtG, from which (t² = σ − ρ²σ²)
+// With x = g − Im Λ, ρ = −Re Λ, σ = 1/(x² + ρ²), t = σx the resolvent is r = ρσ − i t, so that a node's seven
+// sums over states are a product [nodes × 2 states] · [2 states × 8] of (σ, t) with a table of w and ρw.
+// Backward, (σ, t, σ², σt) of a state are products [states × nodes] · [nodes × 8] with the gradients of the
+// four sums: S = Σ σG, T = Σ tG, S₂ = Σ σ²G, U = Σ σtG, from which (t² = σ − ρ²σ²)
 //
 //   dW = Σ conj(r) G = ρS + iT,   Σ conj(r)² G = 2ρ²S₂ − S + 2iρU,   dΛ = Σ_vw conj(W) Σ conj(r)² G
 //   dlog Δ = Re(conj(Λ) dΛ) + Re Σ_vw conj(W) dW    (g = Λ + 1/r: no sum over nodes of its own)
 //
-// Terms: MQAR 128·128·512 = 8.4e6 (12 µs forward, 22 µs backward at 14.8e12 products/s), CIFAR 512·64·1024 =
-// 3.4e7 (48 µs, 88 µs). The forward sums are kept for the backward pass, 64 bytes a node (MQAR 4 MB, CIFAR
-// 34 MB).
+// A lane computes exactly what its places of the product's left operand want, so that a term costs no more
+// than its reciprocal (5 operations forward, 7 backward for float32's results) and 16 or 32 multiply-adds of
+// tensor cores. Terms: MQAR 128·128·512 = 8.4e6, CIFAR 512·64·1024 = 3.4e7, where one unit takes turns at
+// both: 30 µs forward, 54 µs backward; measured with transforms 64 and 118 µs. The forward sums are kept for
+// the backward pass, 64 bytes a node (MQAR 4 MB, CIFAR 34 MB); gradients of the sums stay in shared memory,
+// 512 nodes at a time.
 #include "tensor/cplx.h"
 #include "tensor/kernels/block_fft.cuh"
+#include "tensor/mma_f64.h"
 
 namespace eigentrace::kernels {
 namespace {
 
-constexpr int s4_threads = 512;
-constexpr int table_states = 128;                    // of a walk through the states, for sums of nodes
-constexpr int block_states = 64, block_nodes = 128;  // of sums of states
-constexpr int64_t roots_length = 1024;               // up to here a block makes its own roots
-constexpr int64_t shared_length = 2048;              // and up to here its transform fits shared memory
+constexpr int s4_threads = 512, s4_warps = s4_threads / 32;
+constexpr int round_nodes = s4_threads;  // nodes of a round: 32 a warp
+constexpr int node_stride = 12;          // numbers a node takes of shared memory: 8, and no bank conflicts
+constexpr int table_states = 64;         // of a walk through the states
+constexpr int64_t roots_length = 1024;   // up to here a block makes its own roots
+constexpr int64_t shared_length = 2048;  // and up to here its transform fits shared memory
 
 template <class T>
 struct S4Arguments {
@@ -34,7 +39,8 @@ struct S4Arguments {
   double* kept;               // [channels, length, 8]: every node's four sums; null: not wanted
 };
 
-/// 1/a to the last bits for 1e−30 < a < 1e30, without division's checks.
+/// 1/a for 1e−30 < a < 1e30 without division's checks: to double's last bits, or (steps 1) to 2⁻⁴⁰.
+template <int steps = 2>
 __device__ __forceinline__ double quick_reciprocal(double a) {
 #ifdef EIGENTRACE_EMULATE
   return 1.0 / a;
@@ -42,9 +48,14 @@ __device__ __forceinline__ double quick_reciprocal(double a) {
   double y;
   asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(y) : "d"(a));
   double e = fma(-a, y, 1.0);
-  e = fma(e, e, e);
+  if constexpr (steps == 2) e = fma(e, e, e);
   return fma(y, e, y);
 #endif
+}
+/// σ of a term whose results are T.
+template <class T>
+__device__ __forceinline__ double term_sigma(double x, double rho_squared) {
+  return quick_reciprocal < sizeof(T) == 4 ? 1 : 2 > (fma(x, x, rho_squared));
 }
 
 template <class T>
@@ -64,76 +75,40 @@ struct S4State {
   }
 };
 
-/// What a node's loop over states reads: ρ², Im Λ, and w and ρw of the sums cb, cp, pb, pp.
+/// What a node's sums over states read: Im Λ and ρ², and what σ and t are multiplied by for cb, cp, pb, pp,
+/// re and im in turn. States that are not there count nothing.
 struct StateTable {
-  double values[table_states][16];
+  double2 pole[table_states];
+  double of_sigma[table_states][8], of_t[table_states][8];
   template <class T>
   __device__ void fill(const S4Arguments<T>& a, int64_t from, int64_t d) {
-    for (int i = static_cast<int>(threadIdx.x); i < table_states; i += static_cast<int>(blockDim.x)) {
-      if (from + i >= a.states) continue;
-      const S4State<T> s(a, from + i, d);
-      const cplx<double> cb = conj(s.c) * s.b, cp = conj(s.c) * s.p, pb = conj(s.p) * s.b;
-      const double w[7] = {cb.re, cb.im, cp.re, cp.im, pb.re, pb.im, norm(s.p)};
-      values[i][0] = s.rho * s.rho, values[i][1] = s.im;
-      for (int k = 0; k < 7; ++k) values[i][2 + k] = w[k], values[i][9 + k] = s.rho * w[k];
-    }
-  }
-};
-
-/// cb, cp, pb, pp of one node, re and im in turn.
-struct NodeSums {
-  double v[8] = {};
-  __device__ __forceinline__ void add(const double (&state)[16], double g) {
-    const double x = g - state[1], sigma = quick_reciprocal(fma(x, x, state[0])), t = sigma * x;
+    for (int i = static_cast<int>(threadIdx.x); i < table_states; i += s4_threads) {
+      const bool there = from + i < a.states;
+      const S4State<T> s(a, there ? from + i : a.states - 1, d);
+      const double one = there ? 1.0 : 0.0;
+      const cplx<double> w[4] = {
+          one * (conj(s.c) * s.b), one * (conj(s.c) * s.p), one * (conj(s.p) * s.b), {one * norm(s.p), 0}};
+      pole[i] = {s.im, s.rho * s.rho};
 #pragma unroll
-    for (int k = 0; k < 6; k += 2) {
-      v[k] = fma(sigma, state[9 + k], fma(t, state[3 + k], v[k]));
-      v[k + 1] = fma(sigma, state[10 + k], fma(-t, state[2 + k], v[k + 1]));
+      for (int k = 0; k < 4; ++k) {
+        of_sigma[i][2 * k] = s.rho * w[k].re, of_sigma[i][2 * k + 1] = s.rho * w[k].im;
+        of_t[i][2 * k] = w[k].im, of_t[i][2 * k + 1] = -w[k].re;
+      }
     }
-    v[6] = fma(sigma, state[15], v[6]);
-    v[7] = fma(-t, state[8], v[7]);
   }
-  __device__ cplx<double> operator[](int k) const { return {v[2 * k], v[2 * k + 1]}; }
 };
 
-/// τ_k = tan(πk/L); the node k = L/2 has none.
-__device__ __forceinline__ double node_of(int64_t k, int64_t length) {
-  if (2 * k == length) return 0;
-  double s, c;
-  sincospi(static_cast<double>(k) / static_cast<double>(length), &s, &c);
-  return s / c;
-}
+/// A block's dynamic shared memory.
+struct S4Shared {
+  double nodes[round_nodes][node_stride];  // of a round: sums, or their gradients; at last the states' sums
+  double g[round_nodes];                   // 2τ/Δ
+  StateTable table;
+};
 
-/// Calls body(k, τ, sums, Σ conj(C) B) for every node of the channel; the last is for the node without τ
-/// only.
-template <class T, class Body>
-__device__ void for_each_node(const S4Arguments<T>& a, int64_t d, double two_over_step, StateTable& table,
-                              const Body& body) {
-  for (int64_t first = 0; first < a.length; first += 2 * s4_threads) {  // two nodes a walk through the states
-    const int64_t k0 = first + threadIdx.x, k1 = k0 + s4_threads;
-    const bool two = first + s4_threads < a.length, at_limit = 2 * k0 == a.length || 2 * k1 == a.length;
-    const double tau0 = node_of(k0, a.length), tau1 = node_of(k1, a.length);
-    const double g0 = tau0 * two_over_step, g1 = tau1 * two_over_step;
-    NodeSums sums0, sums1;
-    cplx<double> limit{0, 0};
-    for (int64_t from = 0; from < a.states; from += table_states) {
-      const int count = static_cast<int>(a.states - from < table_states ? a.states - from : table_states);
-      __syncthreads();
-      table.fill(a, from, d);
-      __syncthreads();
-      if (two) {
-        for (int n = 0; n < count; ++n) sums0.add(table.values[n], g0), sums1.add(table.values[n], g1);
-      } else {
-#pragma unroll 2
-        for (int n = 0; n < count; ++n) sums0.add(table.values[n], g0);
-      }
-      if (at_limit)
-        for (int n = 0; n < count; ++n) limit.re += table.values[n][2], limit.im += table.values[n][3];
-    }
-    if (k0 < a.length) body(k0, tau0, sums0, limit);
-    if (k1 < a.length) body(k1, tau1, sums1, limit);
-  }
-}
+/// cb, cp, pb, pp of one node.
+struct NodeSums {
+  cplx<double> cb, cp, pb, pp;
+};
 
 /// A channel's transform: its two buffers and the roots.
 struct S4Transform {
@@ -141,96 +116,113 @@ struct S4Transform {
   const cplx<double>* roots;
   template <class T>
   __device__ S4Transform(const S4Arguments<T>& a, int64_t d) {
-    signal = a.scratch ? a.scratch + d * 2 * a.length : dynamic_shared<cplx<double>>();
+    auto* const own = reinterpret_cast<cplx<double>*>(dynamic_shared<S4Shared>() + 1);
+    signal = a.scratch ? a.scratch + d * 2 * a.length : own;
     other = signal + a.length;
     roots = a.roots;
     if (roots) return;
-    cplx<double>* const own = other + a.length;
-    const Roots<double> root{own, a.length};
+    const Roots<double> root{other + a.length, a.length};
     for (int64_t k = threadIdx.x; k < a.length; k += s4_threads) root(k);
-    roots = own;
+    roots = other + a.length;
+    __syncthreads();
   }
 };
 
+/// τ_k = tan(πk/L) from exp(−2πik/L); the node k = L/2 has none.
+__device__ __forceinline__ double node_of(const cplx<double>& root, int64_t k, int64_t length) {
+  if (2 * k == length || k >= length) return 0;
+  return root.re > 0 ? -root.im * quick_reciprocal(1 + root.re) : (1 - root.re) * quick_reciprocal(-root.im);
+}
+
+/// The sums of this lane's node, number first + threadIdx.x; every thread of the block calls it. keep: and
+/// they are kept.
 template <class T>
-__global__ void __launch_bounds__(s4_threads) s4_kernel_kernel(S4Arguments<T> a, FftPlan plan, T* k) {
-  __shared__ StateTable table;
-  const int64_t d = blockIdx.x, length = a.length;
-  const double step = exp(static_cast<double>(a.log_step[d]));
-  const S4Transform fft(a, d);
-  for_each_node(a, d, 2 / step, table,
-                [&](int64_t node, double tau, const NodeSums& s, const cplx<double>& limit) {
-                  const cplx<double> below = reciprocal(cplx<double>{1 + s.v[6], s.v[7]});
-                  const cplx<double> inner = s[0] - s[1] * s[2] * below;
-                  fft.signal[node] = 2 * node == length ? (step / 2) * limit : cplx<double>{1, tau} * inner;
-                  if (!a.kept) return;
-                  double* const to = a.kept + (d * length + node) * 8;
+__device__ __forceinline__ NodeSums node_sums(const S4Arguments<T>& a, int64_t d, const cplx<double>* roots,
+                                              double two_over_step, int64_t first, S4Shared& shared,
+                                              bool keep) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+  const int base = static_cast<int>(threadIdx.x) - lane;
+  double at[2][2], sums[2][4] = {};  // nodes g, g + 8 of two blocks of 16
 #pragma unroll
-                  for (int i = 0; i < 8; ++i) to[i] = s.v[i];
-                });
+  for (int i = 0; i < 4; ++i) {
+    const int64_t k = first + base + 8 * i + g;
+    at[i / 2][i % 2] = k < a.length ? node_of(roots[k], k, a.length) * two_over_step : 0.0;
+  }
+  for (int64_t from = 0; from < a.states; from += table_states) {
+    if (first == 0 || a.states > table_states) {
+      __syncthreads();
+      shared.table.fill(a, from, d);
+      __syncthreads();
+    }
+    const int count = static_cast<int>(a.states - from < table_states ? a.states - from : table_states);
+#pragma unroll 2
+    for (int n = t; n - t < count; n += 4) {
+      const double2 pole = shared.table.pole[n];
+      const double b[2] = {shared.table.of_sigma[n][g], shared.table.of_t[n][g]};
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const double x0 = at[i][0] - pole.x, x1 = at[i][1] - pole.x;
+        const double s0 = term_sigma<T>(x0, pole.y), s1 = term_sigma<T>(x1, pole.y);
+        mma_f64(sums[i], {s0, s1, s0 * x0, s1 * x1}, b);
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int node = base + 8 * i + g;
+    const double2 pair = {sums[i / 2][i % 2 * 2], sums[i / 2][i % 2 * 2 + 1]};
+    *reinterpret_cast<double2*>(&shared.nodes[node][2 * t]) = pair;
+    if (keep && first + node < a.length)
+      *reinterpret_cast<double2*>(a.kept + (d * a.length + first + node) * 8 + 2 * t) = pair;
+  }
+  __syncwarp();
+  const NodeSums own = *reinterpret_cast<const NodeSums*>(shared.nodes[threadIdx.x]);
+  __syncwarp();
+  return own;
+}
+
+/// Σ conj(C) B, by one warp; whole in lane 0.
+template <class T>
+__device__ cplx<double> limit_sum(const S4Arguments<T>& a, int64_t d) {
+  cplx<double> sum{0, 0};
+  for (int64_t n = threadIdx.x % 32; n < a.states; n += 32) {
+    const S4State<T> s(a, n, d);
+    sum = sum + conj(s.c) * s.b;
+  }
+#pragma unroll
+  for (int by = 16; by > 0; by /= 2) {
+    sum.re += __shfl_xor_sync(0xFFFFFFFFu, sum.re, by);
+    sum.im += __shfl_xor_sync(0xFFFFFFFFu, sum.im, by);
+  }
+  return sum;
+}
+
+template <class T>
+__global__ void __launch_bounds__(s4_threads, 2) s4_kernel_kernel(S4Arguments<T> a, FftPlan plan, T* k) {
+  S4Shared& shared = *dynamic_shared<S4Shared>();
+  const int64_t d = blockIdx.x, length = a.length;
+  const double step = exp(static_cast<double>(a.log_step[d])), two_over_step = 2 / step;
+  const S4Transform fft(a, d);
+  for (int64_t first = 0; first < length; first += round_nodes) {
+    const NodeSums s = node_sums(a, d, fft.roots, two_over_step, first, shared, a.kept != nullptr);
+    const int64_t node = first + threadIdx.x;
+    if (node >= length || 2 * node == length) continue;
+    const cplx<double> below = reciprocal(cplx<double>{1 + s.pp.re, s.pp.im});
+    fft.signal[node] = cplx<double>{1, node_of(fft.roots[node], node, length)} * (s.cb - s.cp * s.pb * below);
+  }
+  if (length % 2 == 0 && threadIdx.x < 32) {
+    const cplx<double> sum = limit_sum(a, d);
+    if (threadIdx.x == 0) fft.signal[length / 2] = (step / 2) * sum;
+  }
   const cplx<double>* y = block_fft<true>(plan, fft.roots, fft.signal, fft.other);
   const double scale = 1.0 / static_cast<double>(length);
   for (int64_t t = threadIdx.x; t < length; t += s4_threads)
     k[d * length + t] = static_cast<T>(scale * y[t].re);
 }
 
-/// From here on the nodes of a channel: what its states' sums read.
-struct S4Nodes {
-  double* g;               // [channels, length]: 2τ/Δ
-  double* gradients;       // [channels, length, 8]: of the four sums
-  cplx<double>* at_limit;  // [channels]: of K̂ at the node without τ
-};
-
-template <class T>
-__global__ void __launch_bounds__(s4_threads)
-    s4_sum_gradients_kernel(S4Arguments<T> a, FftPlan plan, Rows<T> dk, S4Nodes out) {
-  __shared__ StateTable table;
-  const int64_t d = blockIdx.x, length = a.length;
-  const double step = exp(static_cast<double>(a.log_step[d])), scale = 1.0 / static_cast<double>(length);
-  const S4Transform fft(a, d);
-  for (int64_t t = threadIdx.x; t < length; t += s4_threads)
-    fft.signal[t] = {scale * static_cast<double>(dk.data[d * dk.stride + t]), 0};
-  const cplx<double>* spectrum = block_fft<false>(plan, fft.roots, fft.signal, fft.other);
-  if (threadIdx.x == 0) out.at_limit[d] = length % 2 == 0 ? spectrum[length / 2] : cplx<double>{0, 0};
-  const auto node_gradient = [&](int64_t node, double tau, const NodeSums& s, const cplx<double>&) {
-    const cplx<double> g = 2 * node == length ? cplx<double>{0, 0} : spectrum[node];
-    const cplx<double> below = reciprocal(cplx<double>{1 + s.v[6], s.v[7]});
-    const cplx<double> cb = conj(cplx<double>{1, tau}) * g, through = -1.0 * (conj(below) * cb);
-    const cplx<double> cp = conj(s[2]) * through, pb = conj(s[1]) * through;
-    const cplx<double> pp = -1.0 * (conj(s[1] * s[2] * below) * through);
-    out.g[d * length + node] = tau * (2 / step);
-    double* to = out.gradients + (d * length + node) * 8;
-    to[0] = cb.re, to[1] = cb.im, to[2] = cp.re, to[3] = cp.im;
-    to[4] = pb.re, to[5] = pb.im, to[6] = pp.re, to[7] = pp.im;
-  };
-  if (!a.kept) return for_each_node(a, d, 2 / step, table, node_gradient);
-  for (int64_t node = threadIdx.x; node < length; node += s4_threads) {
-    NodeSums s;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) s.v[i] = a.kept[(d * length + node) * 8 + i];
-    node_gradient(node, node_of(node, length), s, {});
-  }
-}
-
 template <class T>
 struct S4Gradients {
   T *lambda_re, *lambda_im, *p, *b, *c, *log_step;
-};
-
-/// Sums over nodes of one state: S, T, S₂, U of the file's head, 8 each.
-struct StateSums {
-  double v[32] = {};
-  __device__ __forceinline__ void add(double x, double rho_squared, const double* g) {
-    const double sigma = quick_reciprocal(fma(x, x, rho_squared)), t = sigma * x;
-    const double sigma2 = sigma * sigma, u = sigma * t;
-#pragma unroll
-    for (int k = 0; k < 8; ++k) {
-      v[k] = fma(sigma, g[k], v[k]);
-      v[8 + k] = fma(t, g[k], v[8 + k]);
-      v[16 + k] = fma(sigma2, g[k], v[16 + k]);
-      v[24 + k] = fma(u, g[k], v[24 + k]);
-    }
-  }
 };
 
 /// Writes the gradients of a state; returns its part of dlog Δ. `total(k)`: sum number k of StateSums.
@@ -262,68 +254,114 @@ __device__ double write_state(const S4State<T>& s, double half_step, const cplx<
   return step + half_step * real_dot(w[0], at_limit);
 }
 
-/// 64 states of a channel × 8 slices of its nodes, block of states after block of states.
-template <class T>
-__global__ void __launch_bounds__(s4_threads)
-    s4_state_gradients_kernel(S4Arguments<T> a, S4Nodes nodes, S4Gradients<T> out) {
-  constexpr int slices = s4_threads / block_states, own_nodes = block_nodes / slices;
-  constexpr int own_loads = block_nodes * 8 / s4_threads;
-  __shared__ double node[block_nodes], g[block_nodes][8], steps[block_states];
-  __shared__ double shared_totals[slices][slices][block_states];
-  const int thread = static_cast<int>(threadIdx.x), i = thread % block_states, slice = thread / block_states;
-  const int64_t d = blockIdx.x;
-  const double step = exp(static_cast<double>(a.log_step[d]));
-  const double *all_g = nodes.g + d * a.length, *all = nodes.gradients + d * a.length * 8;
-  double next_node = 0, next[own_loads];
-  const auto load = [&](int64_t first) {
-    next_node = thread < block_nodes && first + thread < a.length ? all_g[first + thread] : 0.0;
+/// Gradients of the four sums of this lane's node, from that of K̂ there.
+__device__ __forceinline__ NodeSums sum_gradients(const NodeSums& s, double tau, const cplx<double>& g) {
+  const cplx<double> below = reciprocal(cplx<double>{1 + s.pp.re, s.pp.im});
+  const cplx<double> cb = conj(cplx<double>{1, tau}) * g, through = -1.0 * (conj(below) * cb);
+  return {cb, conj(s.pb) * through, conj(s.cp) * through, -1.0 * (conj(s.cp * s.pb * below) * through)};
+}
+
+/// S, T, S₂, U of the file's head, 8 each, for 16 states over 8 nodes a step.
+struct StateSums {
+  double v[4][4] = {};
+  template <class T>
+  __device__ __forceinline__ void add(const S4Shared& shared, int node, const double (&im)[2],
+                                      const double (&rho_squared)[2]) {
+    const int lane = static_cast<int>(threadIdx.x) % 32, row = lane / 4, t = lane % 4;
+    const double at[2] = {shared.g[node + t], shared.g[node + t + 4]};
+    const double b[2] = {shared.nodes[node + t][row], shared.nodes[node + t + 4][row]};
+    double sigma[4], tt[4], sigma2[4], u[4];
 #pragma unroll
-    for (int k = 0; k < own_loads; ++k) {
-      const int64_t at = first * 8 + k * s4_threads + thread;
-      next[k] = at < a.length * 8 ? all[at] : 0.0;
+    for (int i = 0; i < 4; ++i) {
+      const double x = at[i / 2] - im[i % 2];
+      sigma[i] = term_sigma<T>(x, rho_squared[i % 2]), tt[i] = sigma[i] * x;
+      sigma2[i] = sigma[i] * sigma[i], u[i] = sigma[i] * tt[i];
     }
-  };
-  double step_gradient = 0;  // of thread 0
-  for (int64_t from = 0; from < a.states; from += block_states) {
-    load(0);
-    const int64_t n = from + i < a.states ? from + i : a.states - 1;
-    const S4State<T> first_look(a, n, d);
-    const double rho_squared = first_look.rho * first_look.rho, im = first_look.im;
-    StateSums sums;
-    for (int64_t first = 0; first < a.length; first += block_nodes) {
-      __syncthreads();
-      if (thread < block_nodes) node[thread] = next_node;
-#pragma unroll
-      for (int k = 0; k < own_loads; ++k) (&g[0][0])[k * s4_threads + thread] = next[k];
-      __syncthreads();
-      if (first + block_nodes < a.length) load(first + block_nodes);
-      for (int k = slice * own_nodes; k < (slice + 1) * own_nodes; ++k)
-        sums.add(node[k] - im, rho_squared, g[k]);
-    }
-    // eight sums at a time: thread (slice, i) adds number 8 round + slice over the slices
-    double totals[4];
-#pragma unroll
-    for (int round = 0; round < 4; ++round) {
-      __syncthreads();
-#pragma unroll
-      for (int v = 0; v < 8; ++v) shared_totals[v][slice][i] = sums.v[8 * round + v];
-      __syncthreads();
-      totals[round] = 0;
-      for (int s = 0; s < slices; ++s) totals[round] += shared_totals[slice][s][i];
-    }
-    __syncthreads();
-    for (int round = 0; round < 4; ++round) shared_totals[round][slice][i] = totals[round];
-    __syncthreads();
-    if (slice == 0) {
-      steps[i] = 0;
-      if (from + i < a.states)
-        steps[i] = write_state(S4State<T>(a, n, d), step / 2, nodes.at_limit[d], n * a.channels + d, out,
-                               [&](int k) { return shared_totals[k / 8][k % 8][i]; });
-    }
-    __syncthreads();
-    if (thread == 0)
-      for (int k = 0; k < block_states; ++k) step_gradient += steps[k];
+    mma_f64(v[0], sigma, b);
+    mma_f64(v[1], tt, b);
+    mma_f64(v[2], sigma2, b);
+    mma_f64(v[3], u, b);
   }
+};
+
+/// FFT of dK, then 64 states at a time (16 a warp, four slices of every round of nodes) their sums over
+/// nodes.
+template <class T, bool kept>
+__global__ void __launch_bounds__(s4_threads, 2)
+    s4_gradients_kernel(S4Arguments<T> a, FftPlan plan, Rows<T> dk, S4Gradients<T> out) {
+  constexpr int slices = 4, block_states = 64, slice_nodes = round_nodes / slices, row = 33;
+  S4Shared& shared = *dynamic_shared<S4Shared>();
+  double* const totals = &shared.nodes[0][0];  // once the nodes are read
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+  const int tile = thread / 32 % 4, slice = thread / 128;
+  const int64_t d = blockIdx.x, length = a.length;
+  const double step = exp(static_cast<double>(a.log_step[d])), two_over_step = 2 / step;
+  const double scale = 1.0 / static_cast<double>(length);
+  const S4Transform fft(a, d);
+  for (int64_t t = thread; t < length; t += s4_threads)
+    fft.signal[t] = {scale * static_cast<double>(dk.data[d * dk.stride + t]), 0};
+  const cplx<double>* spectrum = block_fft<false>(plan, fft.roots, fft.signal, fft.other);
+  const cplx<double> at_limit = length % 2 == 0 ? spectrum[length / 2] : cplx<double>{0, 0};
+  double step_gradient = 0;  // of warp 0's lanes
+  for (int64_t from = 0; from < a.states; from += block_states) {
+    double im[2], rho_squared[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int64_t n = from + 16 * tile + 8 * i + lane / 4;
+      const S4State<T> s(a, n < a.states ? n : a.states - 1, d);
+      im[i] = s.im, rho_squared[i] = s.rho * s.rho;
+    }
+    StateSums sums;
+    for (int64_t first = 0; first < length; first += round_nodes) {
+      const int64_t node = first + thread;
+      __syncthreads();  // the last round is read
+      NodeSums s{};
+      if constexpr (!kept)
+        s = node_sums(a, d, fft.roots, two_over_step, first, shared, false);
+      else if (node < length)
+        s = reinterpret_cast<const NodeSums*>(a.kept)[d * length + node];
+      const bool there = node < length && 2 * node != length;
+      const double tau = there ? node_of(fft.roots[node], node, length) : 0.0;
+      *reinterpret_cast<NodeSums*>(shared.nodes[thread]) =
+          there ? sum_gradients(s, tau, spectrum[node]) : NodeSums{};
+      shared.g[thread] = tau * two_over_step;
+      __syncthreads();
+      const int64_t past =
+          length - first < (slice + 1) * slice_nodes ? length - first : (slice + 1) * slice_nodes;
+      for (int k = slice * slice_nodes; k < past; k += 8) sums.template add<T>(shared, k, im, rho_squared);
+    }
+    // slices 1, 2, 3 hand theirs to slice 0 of the same states, which adds them in this order
+    __syncthreads();
+    if (slice > 0)
+#pragma unroll
+      for (int i = 0; i < 16; ++i) totals[((slice - 1) * 16 + i) * 128 + thread % 128] = sums.v[i / 4][i % 4];
+    __syncthreads();
+    if (slice == 0)
+      for (int other = 0; other < slices - 1; ++other)
+#pragma unroll
+        for (int i = 0; i < 16; ++i) sums.v[i / 4][i % 4] += totals[(other * 16 + i) * 128 + thread];
+    __syncthreads();
+    if (slice == 0)
+#pragma unroll
+      for (int i = 0; i < 16; ++i) {
+        const int state = 16 * tile + lane / 4 + i % 4 / 2 * 8, column = 2 * (lane % 4) + i % 2;
+        totals[state * row + i / 4 * 8 + column] = sums.v[i / 4][i % 4];
+      }
+    __syncthreads();
+    double* const steps = shared.g;
+    if (thread < block_states) {
+      const int64_t n = from + thread;
+      steps[thread] = 0;
+      if (n < a.states)
+        steps[thread] = write_state(S4State<T>(a, n, d), step / 2, at_limit, n * a.channels + d, out,
+                                    [&](int k) { return totals[thread * row + k]; });
+    }
+    __syncthreads();
+    if (thread < 32) step_gradient += steps[thread] + steps[thread + 32];
+  }
+  if (thread >= 32) return;
+#pragma unroll
+  for (int by = 16; by > 0; by /= 2) step_gradient += __shfl_xor_sync(0xFFFFFFFFu, step_gradient, by);
   if (thread == 0) out.log_step[d] = static_cast<T>(step_gradient);
 }
 
@@ -331,13 +369,16 @@ __global__ void __launch_bounds__(s4_threads)
 /// shared memory.
 struct S4Memory {
   Tensor roots, scratch;
-  size_t shared = 0;
+  size_t shared = sizeof(S4Shared);
   S4Memory(Context& ctx, int64_t channels, int64_t length) {
-    if (length > roots_length) roots = ctx.empty({2 * length}, DType::f64);
-    if (length > shared_length)
-      scratch = ctx.empty({channels, 4 * length}, DType::f64);
-    else
-      shared = static_cast<size_t>(length) * (roots.defined() ? 2 : 3) * sizeof(cplx<double>);
+    int limit = 0;
+    ET_CUDA(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, ctx.device().index));
+    const size_t wanted =
+        static_cast<size_t>(length) * (length > roots_length ? 2 : 3) * sizeof(cplx<double>);
+    const bool fits = length <= shared_length && shared + wanted <= static_cast<size_t>(limit);
+    if (fits) shared += wanted;
+    if (!fits) scratch = ctx.empty({channels, 4 * length}, DType::f64);
+    if (!fits || length > roots_length) roots = ctx.empty({2 * length}, DType::f64);
   }
   template <class T>
   S4Arguments<T> arguments(const Context& ctx, const S4Parameters& in, int64_t length,
@@ -367,20 +408,15 @@ void s4_kernel_backward_cuda(Context& ctx, const S4Parameters& in, const Tensor&
                              const Tensor& kept) {
   const int64_t channels = dk.dim(0), length = dk.dim(1);
   const S4Memory memory(ctx, channels, length);
-  const Tensor g = ctx.empty({channels, length}, DType::f64);
-  const Tensor gradients = ctx.empty({channels, length, 8}, DType::f64);
-  const Tensor limits = ctx.empty({channels, 2}, DType::f64);
   dispatch_floating(ctx, "s4_kernel_backward", dk.dtype(), [&]<class T>() {
     if (channels == 0) return;
-    const S4Arguments<T> a = memory.arguments<T>(ctx, in, length, kept);
-    const S4Nodes nodes{g.data<double>(), gradients.data<double>(),
-                        reinterpret_cast<cplx<double>*>(limits.data<double>())};
-    launch(ctx, s4_sum_gradients_kernel<T>, static_cast<unsigned>(channels), s4_threads, memory.shared, a,
-           FftPlan(length), rows_of<T>(dk, "s4_kernel_backward: dK"), nodes);
     const S4Gradients<T> out = {gradient.lambda_re.data<T>(), gradient.lambda_im.data<T>(),
                                 gradient.p.data<T>(),         gradient.b.data<T>(),
                                 gradient.c.data<T>(),         gradient.log_step.data<T>()};
-    launch(ctx, s4_state_gradients_kernel<T>, static_cast<unsigned>(channels), s4_threads, 0, a, nodes, out);
+    launch(ctx, kept.defined() ? s4_gradients_kernel<T, true> : s4_gradients_kernel<T, false>,
+           static_cast<unsigned>(channels), s4_threads, memory.shared,
+           memory.arguments<T>(ctx, in, length, kept), FftPlan(length),
+           rows_of<T>(dk, "s4_kernel_backward: dK"), out);
   });
 }
 
