@@ -93,9 +93,9 @@ void linear_cuda(Context& ctx, const Rows<T>& in, const Matrix<const T>& weight,
   cuda_gemm(ctx, product);
 }
 
-/// True iff dy W is better made from a copy of Wᵀ: cuBLASLt's TF32 kernels reach 300 TFLOP/s on an H200 where
-/// K is dense in both operands, else 220; the copy takes 2 µs. The more so where W is wide: 65 µs became 42
-/// (51200 rows, 128 × 512).
+/// True iff x W, W [out, in], is better made from a copy of Wᵀ: cuBLASLt's TF32 kernels reach 300 TFLOP/s on
+/// an H200 where K is dense in both operands, else 220; the copy takes 2 µs. The more so where W is wide: 65
+/// µs became 42 (51200 rows, 128 × 512).
 bool turns_weight(const Context& ctx, const Tensor& weight, int64_t rows) {
   const int64_t out = weight.dim(0), in = weight.dim(1), size = rows * out * in;
   return ctx.device().is_cuda() && ctx.precision == Precision::tf32 && weight.dtype() == DType::f32 &&
@@ -160,11 +160,18 @@ void linear(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& b
     added = ctx.empty(bias.shape(), DType::bf16);
     cast(ctx, bias, added);
   }
+#ifdef EIGENTRACE_WITH_CUDA
+  const Tensor across = weight.transpose(0, 1);  // a kernel [in, out] as it lies
+  const bool turns = turns_weight(ctx, across, row_count(x));
+  Tensor turned_copy = turns ? ctx.empty(weight.shape(), weight.dtype()) : Tensor();
+#endif
   dispatch_stored(ctx, "linear", x.dtype(), [&]<class T>() {
 #ifdef EIGENTRACE_WITH_CUDA
     if (ctx.device().is_cuda())
-      return linear_cuda<T>(ctx, rows_of<T>(x, "linear: x"), matrix_of<T>(weight, "linear: weight"), added,
-                            rows_of<T>(y, "linear: y"));
+      return linear_cuda<T>(
+          ctx, rows_of<T>(x, "linear: x"),
+          turns ? turned<T>(ctx, across, turned_copy) : matrix_of<T>(weight, "linear: weight"), added,
+          rows_of<T>(y, "linear: y"));
 #endif
     require_cpu(ctx, "linear");
     if constexpr (!std::is_same_v<T, BFloat16>) linear_cpu<T>(x, weight, bias, y);
