@@ -22,22 +22,23 @@
 namespace eigentrace {
 
 const std::vector<ToleranceRow>& tolerance_table() {
+  constexpr const char* switches = "rounding may switch a unit of the classifier's ReLU";
   static const std::vector<ToleranceRow> table = {
-      {"", "published", 1e-9, 2e-4, 256, "exponentials of differences that amplify"},
-      {"sm-attention", "gradients", 1e-9, 2e-4, 256, "rounding may switch a unit of the classifier's ReLU"},
-      {"lin-attention", "gradients", 1e-9, 2e-4, 256, "rounding may switch a unit of the classifier's ReLU"},
-      {"norm-attention", "gradients", 1e-9, 2e-4, 256, "rounding may switch a unit of the classifier's ReLU"},
-      {"", "gradients", 1e-9, 2e-4, 96, "twice as many products, and sums that cancel"},
-      {"", "after3", 1e-9, 2e-4, 96, "Adam's steps divide by the gradient's size"},
-      {"", "after3_conj", 1e-9, 2e-4, 96, "Adam's steps divide by the gradient's size"},
-      {"", "", 1e-9, 2e-4, 32, "general: 13 products in a row, two operands each"},
+      {"", "published", 1e-9, 2e-4, 256, 512, "exponentials of differences that amplify"},
+      {"sm-attention", "gradients", 1e-9, 2e-4, 256, 32, switches},
+      {"lin-attention", "gradients", 1e-9, 2e-4, 256, 32, switches},
+      {"norm-attention", "gradients", 1e-9, 2e-4, 256, 32, switches},
+      {"", "gradients", 1e-9, 2e-4, 96, 32, "twice as many products, and sums that cancel"},
+      {"", "after3", 1e-9, 2e-4, 96, 96, "Adam's steps divide by the gradient's size"},
+      {"", "after3_conj", 1e-9, 2e-4, 96, 96, "Adam's steps divide by the gradient's size"},
+      {"", "", 1e-9, 2e-4, 32, 32, "general: 13 products in a row, two operands each"},
   };
   return table;
 }
 
-double ToleranceRow::bound(DType dtype, Precision precision) const {
+double ToleranceRow::bound(DType dtype, Precision precision, bool bf16_activations) const {
   if (dtype == DType::f64) return f64;
-  return f32 + roundings * operand_rounding(precision);
+  return f32 + (bf16_activations ? with_results : roundings) * operand_rounding(precision);
 }
 
 namespace {
@@ -94,6 +95,21 @@ double largest(const Values& x) {
   return m;
 }
 
+/// Among bf16 values many are equal or nearly so: one in 16 of the features may be taken from another time
+/// than without rounding, and its gradient then goes elsewhere, a relative difference of √(2/16) in the norm.
+/// (2 of 32 were in a fixture, and 0.20 the difference.)
+constexpr double switched_features = 0.354;
+
+/// ‖found − expected‖ / ‖expected‖.
+double relative_norm(const Values& found, const Values& expected) {
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < found.size(); ++i) {
+    difference += (found[i] - expected[i]) * (found[i] - expected[i]);
+    norm += expected[i] * expected[i];
+  }
+  return std::sqrt(difference / (norm > 0 ? norm : 1));
+}
+
 class Comparison {
  public:
   Comparison(Context& ctx, const std::string& path, DType dtype)
@@ -130,7 +146,8 @@ class Comparison {
     for (const ToleranceRow& t : tolerance_table()) {
       const std::string family = t.family, of = t.quantity;
       if ((!family.empty() && family != family_) || (!of.empty() && of != quantity)) continue;
-      r.row = t, r.tolerance = t.bound(dtype_, precision());
+      r.row = t, r.tolerance = t.bound(dtype_, precision(), bf16_activations());
+      if (bf16_activations() && max_pooled() && quantity == "gradients") r.tolerance += switched_features;
       break;
     }
     return rows_.emplace_back(r);
@@ -139,6 +156,11 @@ class Comparison {
   Precision precision() const {
     const Precision attention = ctx_.attention_precision.value_or(ctx_.precision);
     return operand_rounding(attention) > operand_rounding(ctx_.precision) ? attention : ctx_.precision;
+  }
+  bool bf16_activations() const { return ctx_.activation_type(dtype_) == DType::bf16; }
+  bool max_pooled() const {
+    const auto* config = std::get_if<TransformerConfig>(&config_);
+    return config && config->classifier && config->pooling == PoolKind::max;
   }
   void put(const std::string& quantity, const std::string& tensor, double error,
            const std::string& note = "") {
@@ -314,12 +336,19 @@ class Comparison {
     double overall = 0;
     for (const std::string& name : fixture_.below("grad/"))
       overall = std::max(overall, largest(fixture_.values("grad/" + name)));
+    Values all_found, all_expected;
     for (const Parameter& p : model_->parameters().parameters()) {
       const std::string name = "grad/" + p.name;
       if (!fixture_.has(name)) continue;
-      compare("gradients", name, p.gradient.to_vector<double>(), fixture_.values(name),
-              fixture_.is("zero_grad", p.name) ? overall : 0);
+      const Values found = p.gradient.to_vector<double>(), expected = fixture_.values(name);
+      if (!bf16_activations() || found.size() != expected.size()) {
+        compare("gradients", name, found, expected, fixture_.is("zero_grad", p.name) ? overall : 0);
+      } else {
+        all_found.insert(all_found.end(), found.begin(), found.end());
+        all_expected.insert(all_expected.end(), expected.begin(), expected.end());
+      }
     }
+    if (!all_found.empty()) put("gradients", "grad", relative_norm(all_found, all_expected));
     for (size_t i = 0; i < buffers.size(); ++i) model_->parameters().buffers()[i].value.assign(buffers[i]);
   }
 
