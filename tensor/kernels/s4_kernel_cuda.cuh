@@ -13,7 +13,7 @@
 // A lane computes exactly what its places of the product's left operand want, so that a term costs no more
 // than its reciprocal (5 operations forward, 7 backward for float32's results) and 16 or 32 multiply-adds of
 // tensor cores. Terms: MQAR 128·128·512 = 8.4e6, CIFAR 512·64·1024 = 3.4e7, where one unit takes turns at
-// both: 30 µs forward, 54 µs backward; measured with transforms 64 and 118 µs. The forward sums are kept for
+// both: 30 µs forward, 54 µs backward; measured with transforms 64 and 102 µs. The forward sums are kept for
 // the backward pass, 64 bytes a node (MQAR 4 MB, CIFAR 34 MB); gradients of the sums stay in shared memory,
 // 512 nodes at a time.
 #include "tensor/cplx.h"
@@ -287,7 +287,7 @@ struct StateSums {
 /// FFT of dK, then 64 states at a time (16 a warp, four slices of every round of nodes) their sums over
 /// nodes.
 template <class T, bool kept>
-__global__ void __launch_bounds__(s4_threads, 2)
+__global__ void __launch_bounds__(s4_threads, 1)
     s4_gradients_kernel(S4Arguments<T> a, FftPlan plan, Rows<T> dk, S4Gradients<T> out) {
   constexpr int slices = 4, block_states = 64, slice_nodes = round_nodes / slices, row = 33;
   S4Shared& shared = *dynamic_shared<S4Shared>();
