@@ -7,6 +7,9 @@
 #include "tensor/elements.h"
 #include "tensor/float32_copies.h"
 #include "tensor/kernels.h"
+#ifdef EIGENTRACE_WITH_CUDA
+#include "tensor/kernels/shared_mask.cuh"
+#endif
 
 namespace eigentrace::kernels {
 namespace {
@@ -22,23 +25,12 @@ struct PerElement {
   }
 };
 
-/// One draw for all T of (b, d): a thread a pack of channels, over `steps` steps of time.
-template <int width, class T>
-__global__ void shared_kernel(Rows<const T> x, Rows<T> y, int64_t x_batch, int64_t y_batch, int64_t time,
-                              int steps, DropoutStream mask) {
-  const int64_t d = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * width, b = blockIdx.z;
-  if (d >= x.cols) return;
-  const Vec<T, width> m = mask.template factors<T, width>(b * x.cols + d);
-  const int64_t begin = (static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y) * steps;
-  const int64_t end = begin + steps < time ? begin + steps : time;
-#pragma unroll 4
-  for (int64_t t = begin; t < end; ++t) {
-    Vec<T, width> v = load_vec<width>(x.data + b * x_batch + t * x.stride + d);
-#pragma unroll
-    for (int i = 0; i < width; ++i) v.x[i] *= m.x[i];
-    store_vec(y.data + b * y_batch + t * y.stride + d, v);
+struct Same {
+  template <class T>
+  ET_HD T operator()(T x) const {
+    return x;
   }
-}
+};
 #endif
 
 /// CPU: blocks of 1,024 elements along the last collapsed axis, the factors of a block made at once.
@@ -94,31 +86,6 @@ void dropout_shared_cpu(const Tensor& x, const Tensor& y, const DropoutStream& m
   });
 }
 
-#ifdef EIGENTRACE_WITH_CUDA
-template <class T>
-void dropout_shared_cuda(const Context& ctx, const Tensor& x, const Tensor& y, const DropoutStream& mask) {
-  constexpr int steps = 16;
-  for (const Tensor* t : {&x, &y})
-    if (t->dim(2) != 1 && t->stride(2) != 1)
-      fail("dropout: a mask shared over time needs a dense last axis on a GPU, found " + to_string(*t));
-  const Rows<const T> from{x.data<T>(), x.dim(1), x.dim(2), x.stride(1)};
-  const Rows<T> to{y.data<T>(), y.dim(1), y.dim(2), y.stride(1)};
-  const auto start = [&]<int width>() {
-    const int64_t across = std::min<int64_t>((x.dim(2) + width - 1) / width, 128), down = 128 / across;
-    const dim3 grid(blocks_for(x.dim(2), across * width), blocks_for(x.dim(1), down * steps),
-                    static_cast<unsigned>(x.dim(0)));
-    launch(ctx, shared_kernel<width, T>, grid,
-           dim3(static_cast<unsigned>(across), static_cast<unsigned>(down)), 0, from, to, x.stride(0),
-           y.stride(0), x.dim(1), steps, mask);
-  };
-  constexpr int wide = vec_width<T>;
-  if (rows_are_aligned<T>(x) && rows_are_aligned<T>(y))
-    start.template operator()<wide>();
-  else
-    start.template operator()<1>();
-}
-#endif
-
 }  // namespace
 
 void dropout(Context& ctx, const Tensor& x, double p, uint32_t op, bool shared_over_time, Tensor& y) {
@@ -132,7 +99,11 @@ void dropout(Context& ctx, const Tensor& x, double p, uint32_t op, bool shared_o
 #ifdef EIGENTRACE_WITH_CUDA
     if (ctx.device().is_cuda()) {
       if constexpr (!std::is_same_v<T, BFloat16>)
-        if (shared_over_time) return dropout_shared_cuda<T>(ctx, x, y, mask);
+        if (shared_over_time) {
+          if (!map_shared_mask<T>(ctx, Same{}, std::array{x}, y, mask))
+            fail("dropout: a mask shared over time needs a dense last axis on a GPU, found " + to_string(x));
+          return;
+        }
       return map_elements_cuda<T>(ctx, PerElement{mask}, std::array{x}, std::array{y});
     }
 #endif

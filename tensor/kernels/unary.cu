@@ -4,6 +4,9 @@
 #include "tensor/elements.h"
 #include "tensor/functions.h"
 #include "tensor/kernels.h"
+#ifdef EIGENTRACE_WITH_CUDA
+#include "tensor/kernels/shared_mask.cuh"
+#endif
 
 namespace eigentrace::kernels {
 namespace {
@@ -127,8 +130,11 @@ void activation(Context& ctx, Unary f, const Tensor& x, const Dropout& drop, Ten
       if constexpr (std::is_same_v<T, BFloat16>)
         any_forward(ctx, f, mask, x, y);
       else
-        with_function(
-            f, [&]<class F>() { map_elements_cuda<T>(ctx, Masked<F>{mask}, std::array{x}, std::array{y}); });
+        with_function(f, [&]<class F>() {
+          if (drop.shared_over_time && map_shared_mask<T>(ctx, Forward<F>{}, std::array{x}, y, mask.stream))
+            return;
+          map_elements_cuda<T>(ctx, Masked<F>{mask}, std::array{x}, std::array{y});
+        });
     });
   }
 #endif
@@ -147,6 +153,9 @@ void activation_backward(Context& ctx, Unary f, const Tensor& x, const Dropout& 
         any_backward(ctx, f, mask, x, dy, dx);
       else
         with_function(f, [&]<class F>() {
+          if (drop.shared_over_time &&
+              map_shared_mask<T>(ctx, BackwardOf<F>{}, std::array{x, dy}, dx, mask.stream))
+            return;
           map_elements_cuda<T>(ctx, MaskedBackward<F>{mask}, std::array{x, dy}, std::array{dx});
         });
     });

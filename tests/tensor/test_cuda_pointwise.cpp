@@ -162,7 +162,7 @@ TEST_CASE("cuda pointwise: broadcast operands, transposed copies") {
   }
 }
 
-TEST_CASE("cuda pointwise: glu and dropout") {
+TEST_CASE("cuda pointwise: glu, dropout and activations with it") {
   for (const int64_t width : {1, 7, 64, 300}) {
     check(named("glu", {9, width}), [&](Run& r) {
       const Tensor x = r.in({9, 2 * width}), dy = r.in({9, width});
@@ -176,6 +176,14 @@ TEST_CASE("cuda pointwise: glu and dropout") {
         Tensor y = r.out(x.shape()), z = r.out(x.shape());
         kernels::dropout(r.ctx, x, 0.3, 5, shared, y);
         kernels::dropout(r.ctx, x, 0.9, 6, shared, z);
+      });
+    for (const bool shared : {false, true})
+      check(named("activation", {3, 41, width}), [&](Run& r) {
+        const Tensor x = r.in({3, 41, width}), dy = r.in({3, 41, width});
+        Tensor y = r.out(x.shape()), dx = r.out(x.shape());
+        const kernels::Dropout drop{0.3, 5, shared};
+        kernels::activation(r.ctx, kernels::Unary::gelu_tanh, x, drop, y);
+        kernels::activation_backward(r.ctx, kernels::Unary::gelu_tanh, x, drop, dy, dx);
       });
   }
 }
