@@ -61,11 +61,11 @@ __global__ void __launch_bounds__(AttentionShapes<M, N, P>::backward.threads(),
   constexpr int threads = shape.threads(), rows = shape.rows(), groups = shape.groups, queries = shape.tile;
   constexpr int own_rows = 16 * groups, tiles = queries / 8, columns = shape.span * queries;
   constexpr int np = N + M::pad, pp = P + M::pad, sp = columns + M::pad;
-  constexpr int part = N <= 64 ? 2 : tiles;  // of s at a time: registers, or independent products
   static_assert(rows % columns == 0 && queries <= threads);
   auto* raw_stats = dynamic_shared<float>();
-  auto *raw_q = raw_stats + 6 * queries, *raw_dy = raw_q + queries * N;
-  auto* stats_s = reinterpret_cast<float2*>(raw_stats + 2 * queries);  // lse log₂e, delta
+  auto *raw_q = raw_stats + 10 * queries, *raw_dy = raw_q + queries * N;
+  // −lse log₂e of two queries, twice, as the sums of two rows start from it; then −delta
+  auto* stats_s = raw_stats + 2 * queries;
   auto* k_s = reinterpret_cast<Element*>(sizeof(Element) == 4 ? raw_q : raw_dy + queries * P);
   auto *v_s = k_s + rows * np, *q_s = v_s + rows * pp, *dy_s = q_s + 2 * queries * np,
        *ds_s = dy_s + 2 * queries * pp;
@@ -101,19 +101,24 @@ __global__ void __launch_bounds__(AttentionShapes<M, N, P>::backward.threads(),
   const float fewer = 1.0f / keep;
   const auto finish = [&](int i0, int slot) {
     copy_wait<0>();
-    CopyQ::finish(raw_q, q_s + slot * queries * np);
+    CopyQ::finish(raw_q, q_s + slot * queries * np, factor);
     CopyDy::finish(raw_dy, dy_s + slot * queries * pp);
     if (threadIdx.x < queries) {
       const float* from = raw_stats + 2 * threadIdx.x;
-      stats_s[slot * queries + static_cast<int>(threadIdx.x)] =
-          i0 + static_cast<int>(threadIdx.x) < length ? make_float2(from[0] * 1.44269504f, from[1] * fewer)
-                                                      : make_float2(INFINITY, 0);
+      const bool is = i0 + static_cast<int>(threadIdx.x) < length;
+      float* to = stats_s + slot * 4 * queries + threadIdx.x / 2 * 4 + threadIdx.x % 2;
+      to[0] = to[2] = is ? -from[0] * 1.44269504f : -INFINITY;
+      to += 2 * queries;
+      to[0] = to[2] = is ? -from[1] * fewer : 0.0f;
     }
   };
   start(j0, 0);
   attention_stage<M, rows, N, threads>(k_s, k, j0);
   attention_stage<M, rows, P, threads>(v_s, v, j0);
 
+  __syncthreads();
+  const AttentionLeft<M, N, groups, N == 16 && P <= 64> k_left(k_s + own * np);
+  const AttentionLeft<M, P, groups> v_left(v_s + own * pp);
   float dk[groups][N / 8][4] = {}, dv[groups][P / 8][4] = {};
   // dq of the `span` tiles up to the one that begins at i0
   const auto add_dq = [&](int i0, int group) {
@@ -131,69 +136,90 @@ __global__ void __launch_bounds__(AttentionShapes<M, N, P>::backward.threads(),
     if (more) start(i0 + queries, now ^ 1);
     if (shape.slots == 2 && grad.wants_q && n > 0 && place == 0) add_dq(i0 - queries, group - 1);
     const Element *q_now = q_s + now * queries * np, *dy_now = dy_s + now * queries * pp;
-    const float2* stats_now = stats_s + now * queries;
+    const float* stats_now = stats_s + now * 4 * queries + 4 * t;
     typename M::Fragment p_left[groups][tiles / 2], ds_left[groups][tiles / 2];
     if (sees) {
-      float d[groups][tiles][4] = {};
-      attention_row_products<M, P>(d, v_s + own * pp, dy_now);
+      constexpr bool less = M::starts && !drops;  // d starts at −delta
+      float s[groups][tiles][4], d[groups][tiles][4];
+      {
+        float start[tiles][4];
+#pragma unroll
+        for (int c = 0; c < tiles; ++c) attention_read_start(start[c], stats_now + 16 * c);
+        attention_row_products<M, N>(s, k_left, q_now,
+                                     [&](int, int c) -> const AttentionResults& { return start[c]; });
+        if constexpr (!M::starts)
+#pragma unroll
+          for (int m = 0; m < groups; ++m)
+#pragma unroll
+            for (int c = 0; c < tiles; ++c)
+#pragma unroll
+              for (int e = 0; e < 4; ++e) s[m][c][e] += start[c][e];
+      }
+      {
+        float start[tiles][4] = {};
+        if constexpr (less) {
+#pragma unroll
+          for (int c = 0; c < tiles; ++c) attention_read_start(start[c], stats_now + 2 * queries + 16 * c);
+        }
+        constexpr int all = groups * tiles * 4, each = all / attention_row_steps<P, tiles>;
+        static_assert(all % attention_row_steps<P, tiles> == 0);
+        attention_row_products<M, P>(
+            d, v_left, dy_now, [&](int, int c) -> const AttentionResults& { return start[c]; },
+            [&](int u) {
+#pragma unroll
+              for (int i = each * u; i < each * u + each; ++i) {
+                float& p = s[i / (4 * tiles)][i / 4 % tiles][i % 4];
+                p = attention_exp2(p);
+              }
+            });
+      }
       Element* const ds_to =
           ds_s + (shape.slots == 2 ? group % 2 : 0) * rows * sp + own * sp + place * queries;
+      if (i0 < first + own_rows - 1) {
 #pragma unroll
-      for (int c0 = 0; c0 < tiles; c0 += part) {
-        float s[groups][part][4] = {};
-        attention_row_products<M, N>(s, k_s + own * np, q_now + 8 * c0 * np);
+        for (int m = 0; m < groups; ++m)
 #pragma unroll
-        for (int c = c0; c < c0 + part; ++c) {
-          const float4 stats = *reinterpret_cast<const float4*>(stats_now + 8 * c + 2 * t);
+          for (int c = 0; c < tiles; ++c)
 #pragma unroll
-          for (int m = 0; m < groups; ++m)
+            for (int e = 0; e < 4; ++e)
+              if (first + 16 * m + g + e / 2 * 8 > i0 + 8 * c + 2 * t + e % 2) s[m][c][e] = 0;
+      }
+#pragma unroll
+      for (int c = 0; c < tiles; c += 2) {
+        Philox4 w[groups];
+        if constexpr (drops) {
+          int64_t block[groups];
+#pragma unroll
+          for (int m = 0; m < groups; ++m) block[m] = mask_block + (i0 + 8 * c) * 2 * mask.blocks + 32 * m;
+          mask.words(w, block);
+        }
+#pragma unroll
+        for (int m = 0; m < groups; ++m) {
+          uint32_t words[4] = {};
+          if constexpr (drops) attention_transpose(words, w[m]);
+#pragma unroll
+          for (int x = 0; x < 2; ++x) {
+            float delta[4] = {};
+            if constexpr (!less) attention_read_start(delta, stats_now + 2 * queries + 16 * (c + x));
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-              float& p = s[m][c - c0][e];
-              p = attention_exp2(fmaf(p, factor, -(e % 2 ? stats.z : stats.x)));
-            }
-        }
-        if (i0 < first + own_rows - 1) {
-#pragma unroll
-          for (int m = 0; m < groups; ++m)
-#pragma unroll
-            for (int c = c0; c < c0 + part; ++c)
-#pragma unroll
-              for (int e = 0; e < 4; ++e)
-                if (first + 16 * m + g + e / 2 * 8 > i0 + 8 * c + 2 * t + e % 2) s[m][c - c0][e] = 0;
-        }
-#pragma unroll
-        for (int c = c0; c < c0 + part; c += 2) {
-          Philox4 w[groups];
-          if constexpr (drops) {
-            int64_t block[groups];
-#pragma unroll
-            for (int m = 0; m < groups; ++m) block[m] = mask_block + (i0 + 8 * c) * 2 * mask.blocks + 32 * m;
-            mask.words(w, block);
-          }
-#pragma unroll
-          for (int m = 0; m < groups; ++m) {
-            uint32_t words[4] = {};
-            if constexpr (drops) attention_transpose(words, w[m]);
-#pragma unroll
-            for (int x = 0; x < 2; ++x) {
-              const float4 stats = *reinterpret_cast<const float4*>(stats_now + 8 * (c + x) + 2 * t);
-#pragma unroll
-              for (int e = 0; e < 4; ++e) {
-                float &p = s[m][c - c0 + x][e], &ds = d[m][c + x][e];
-                const bool kept = !drops || mask.keeps(words[2 * x + e / 2], e % 2);
-                ds = p * ((kept ? ds : 0.0f) - (e % 2 ? stats.w : stats.y));
-                if (drops) p = kept ? p : 0.0f;
+              float &p = s[m][c + x][e], &ds = d[m][c + x][e];
+              if constexpr (drops) {
+                const float kept = mask.keeps(words[2 * x + e / 2], e % 2) ? p : 0.0f;
+                ds = fmaf(kept, ds, p * delta[e]);
+                p = kept;
+              } else {
+                ds = p * (less ? ds : ds + delta[e]);
               }
-              if (grad.wants_q)
-#pragma unroll
-                for (int r = 0; r < 2; ++r)
-                  M::put(ds_to + (16 * m + g + 8 * r) * sp + 8 * (c + x) + 2 * t, d[m][c + x][2 * r],
-                         d[m][c + x][2 * r + 1]);
             }
-            p_left[m][c / 2] = M::from(s[m][c - c0], s[m][c - c0 + 1]);
-            ds_left[m][c / 2] = M::from(d[m][c], d[m][c + 1]);
+            if (grad.wants_q)
+#pragma unroll
+              for (int r = 0; r < 2; ++r)
+                M::put(ds_to + (16 * m + g + 8 * r) * sp + 8 * (c + x) + 2 * t, d[m][c + x][2 * r],
+                       d[m][c + x][2 * r + 1]);
           }
+          p_left[m][c / 2] = M::from(s[m][c], s[m][c + 1]);
+          ds_left[m][c / 2] = M::from(d[m][c], d[m][c + 1]);
         }
       }
     }
@@ -212,7 +238,7 @@ __global__ void __launch_bounds__(AttentionShapes<M, N, P>::backward.threads(),
   }
   const AttentionRows to_k(grad.dk, b, h, length, a.size.N, access.dk),
       to_v(grad.dv, b, h, length, a.size.P, access.dv);
-  const float scale = a.scale * keep;
+  const float scale = 0.693147181f * keep;  // q has been scaled
 #pragma unroll
   for (int m = 0; m < groups; ++m)
 #pragma unroll

@@ -70,12 +70,12 @@ constexpr int attention_pad(Precision precision) { return precision == Precision
 constexpr size_t attention_forward_bytes(const AttentionShape& s, Precision precision, int N, int P) {
   const int pad = attention_pad(precision);
   return static_cast<size_t>(precision == Precision::bf16 ? 2 : 4) *
-             static_cast<size_t>(s.rows() * (N + pad) + 2 * s.tile * (N + P + 2 * pad)) +
+             static_cast<size_t>(s.rows() * (N + pad) + s.tile * (2 * (N + pad) + 3 * (P + pad))) +
          static_cast<size_t>(precision == Precision::bf16 ? 4 * s.tile * (N + P) : 0);
 }
 constexpr size_t attention_backward_bytes(const AttentionShape& s, Precision precision, int N, int P) {
   const int pad = attention_pad(precision);
-  return static_cast<size_t>(4 * s.tile * ((precision == Precision::bf16 ? N + P : 0) + 6)) +
+  return static_cast<size_t>(4 * s.tile * ((precision == Precision::bf16 ? N + P : 0) + 10)) +
          static_cast<size_t>(precision == Precision::bf16 ? 2 : 4) *
              static_cast<size_t>((s.rows() + 2 * s.tile) * (N + P + 2 * pad) +
                                  s.slots * s.rows() * (s.span * s.tile + pad));
@@ -137,6 +137,34 @@ struct AttentionMask {
     DropoutStream::words(seed, counter, b, w);
   }
   __device__ bool keeps(uint32_t word, int half) const { return (half ? word : word << 16) >= threshold; }
+  /// All ones in each half of a word that keeps, zeros in the others; the low half decides on the earlier
+  /// element. Positive float16 numbers are ordered as their bits, and what compares as not a number lies
+  /// above all of them; halves with the top bit set are above the threshold.
+  template <int n>
+  __device__ __forceinline__ void halves(uint32_t (&kept)[n][4], const Philox4 (&w)[n]) const {
+#ifndef EIGENTRACE_EMULATE
+    if (threshold <= 0x7C000000u) {
+      const uint32_t least = threshold | threshold >> 16;
+#pragma unroll
+      for (int u = 0; u < n; ++u)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          uint32_t above, top;
+          asm("{.reg .b32 t; abs.f16x2 t, %1; set.geu.u32.f16x2 %0, t, %2;}"
+              : "=r"(above)
+              : "r"(w[u].x[i]), "r"(least));
+          asm("prmt.b32 %0, %1, 0, 0xBB99;" : "=r"(top) : "r"(w[u].x[i]));  // sign bits, spread
+          kept[u][i] = above | top;
+        }
+      return;
+    }
+#endif
+#pragma unroll
+    for (int u = 0; u < n; ++u)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        kept[u][i] = (keeps(w[u].x[i], 0) ? 0xFFFFu : 0u) | (keeps(w[u].x[i], 1) ? 0xFFFF0000u : 0u);
+  }
   /// Bit u: (i, j + u) is kept, u = 0…3; j a multiple of 4.
   __device__ uint32_t kept4(int64_t i, int64_t j) const {
     uint32_t bits = 0;

@@ -19,8 +19,9 @@
 #ifdef EIGENTRACE_WITH_CUDA
 namespace eigentrace::kernels {
 
-/// What a row's scores may exceed its maximum so far by, as powers of 2, before its sums are scaled anew.
-constexpr float attention_slack = 8;
+/// A row's p are 2^(its score − the largest one known − this), and below 2: its scores may grow by 7 powers
+/// of 2 before its sums are scaled anew.
+constexpr float attention_headroom = 6;
 
 template <class M, int N, int P, bool drops>
 __global__ void __launch_bounds__(AttentionShapes<M, N, P>::forward.threads(),
@@ -31,6 +32,7 @@ __global__ void __launch_bounds__(AttentionShapes<M, N, P>::forward.threads(),
   constexpr int threads = shape.threads(), rows = shape.rows(), groups = shape.groups, keys = shape.tile;
   constexpr int own_rows = 16 * groups, part = keys < 32 ? keys : 32, tiles = part / 8;
   constexpr int np = N + M::pad, pp = P + M::pad;
+  constexpr bool by_products = M::starts && P <= 64;  // sums of p, where tensor cores have time
   static_assert(part % own_rows == 0, "a row sees a key of every part that its warp works on");
   using CopyK = AttentionCopy<M, keys, N, threads>;
   using CopyV = AttentionCopy<M, keys, P, threads>;
@@ -48,73 +50,132 @@ __global__ void __launch_bounds__(AttentionShapes<M, N, P>::forward.threads(),
   const int g = lane / 4, t = lane % 4;
   const int own = attention_own(warp) * own_rows;
   const int i0 = (turns - 1 - at.turn) * rows, first = i0 + own;
-  const float factor = a.scale * 1.44269504f;
   const int64_t mask_block = drops ? mask.block(first + g, 2 * t) : 0;
 
   CopyK::start(raw_k, k_s, k, 0);
   CopyV::start(raw_v, v_s, v, 0);
   copy_commit();
-  attention_stage<M, rows, N, threads>(q_s, q, i0);
-  float out[groups][P / 8][4] = {}, largest[groups][2], sum[groups][2] = {};
+  attention_stage<M, rows, N, threads>(q_s, q, i0, a.scale * 1.44269504f);
+  __syncthreads();
+  const AttentionLeft<M, N, groups, N == 16> q_left(q_s + own * np);
+  // −base: p = 2^(score − base)
+  float out[groups][P / 8][4] = {}, start[groups][4], sum[groups][by_products ? 4 : 2] = {};
 #pragma unroll
-  for (int m = 0; m < groups; ++m) largest[m][0] = largest[m][1] = -INFINITY;
+  for (int m = 0; m < groups; ++m) attention_set_start(start[m], 0, 0);
+  const auto score = [&](float(&s)[groups][tiles][4], const Element* k_now, int j0) {
+    attention_row_products<M, N>(s, q_left, k_now,
+                                 [&](int m, int) -> const AttentionResults& { return start[m]; });
+    if (j0 + part - 1 <= first) return;
+#pragma unroll
+    for (int m = 0; m < groups; ++m)
+#pragma unroll
+      for (int c = 0; c < tiles; ++c)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          if (j0 + 8 * c + 2 * t + e % 2 > first + 16 * m + g + e / 2 * 8) s[m][c][e] = -INFINITY;
+  };
+  // Scales rows with a large p anew by their true maximum, the rest stay as they are; before the first keys
+  // nothing is known, and all do.
+  const auto raise = [&](const float(&s)[groups][tiles][4], const uint32_t(&bits)[groups][2], bool all) {
+#pragma unroll
+    for (int m = 0; m < groups; ++m) {
+      float fade[2], next[2];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        float top = s[m][0][2 * r];
+        uint32_t row = bits[m][r];
+#pragma unroll
+        for (int c = 0; c < tiles; ++c) top = fmaxf(top, fmaxf(s[m][c][2 * r], s[m][c][2 * r + 1]));
+#pragma unroll
+        for (int lanes = 1; lanes < 4; lanes *= 2) {
+          top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFFu, top, lanes));
+          row |= __shfl_xor_sync(0xFFFFFFFFu, row, lanes);
+        }
+        const float growth =
+            M::starts ? top + attention_headroom : top + start[m][2 * r] + attention_headroom;
+        const bool grows = all || row & M::large;
+        next[r] = grows ? start[m][2 * r] - growth : start[m][2 * r];
+        fade[r] = all ? 0.0f : grows ? attention_exp2(-growth) : 1.0f;
+        sum[m][by_products ? 2 * r : r] *= fade[r];
+      }
+      attention_set_start(start[m], next[0], next[1]);
+#pragma unroll
+      for (int c = 0; c < P / 8; ++c)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) out[m][c][e] *= fade[e / 2];
+    }
+  };
   const int end = i0 + rows < length ? i0 + rows : length;
-  for (int tile0 = 0, now = 0; tile0 < end; tile0 += keys, now ^= 1) {
-    const Element *k_now = k_s + now * keys * np, *v_now = v_s + now * keys * pp;
+  typename M::Fragment p_left[groups][tiles / 2];
+  const Element* v_before = v_s;  // whose product with p_left is due
+  for (int tile0 = 0, now = 0, place = 0; tile0 < end; tile0 += keys, now ^= 1) {
+    const int next = place < 2 ? place + 1 : 0;
+    const Element *k_now = k_s + now * keys * np, *v_now = v_s + place * keys * pp;
     copy_wait<0>();
     CopyK::finish(raw_k, k_s + now * keys * np);
-    CopyV::finish(raw_v, v_s + now * keys * pp);
-    __syncthreads();  // this tile is there, and nobody reads the one before the last
+    CopyV::finish(raw_v, v_s + place * keys * pp);
+    __syncthreads();  // this tile is there; nobody reads k of the one before, or v of the one before the last
     if (tile0 + keys < end) {
       CopyK::start(raw_k, k_s + (now ^ 1) * keys * np, k, tile0 + keys);
-      CopyV::start(raw_v, v_s + (now ^ 1) * keys * pp, v, tile0 + keys);
+      CopyV::start(raw_v, v_s + next * keys * pp, v, tile0 + keys);
     }
+    place = next;
     copy_commit();
 #pragma unroll 1
     for (int j0 = tile0; j0 < tile0 + keys && j0 < first + own_rows;
          j0 += part, k_now += part * np, v_now += part * pp) {
-      float s[groups][tiles][4] = {};
-      attention_row_products<M, N>(s, q_s + own * np, k_now);
-      if (j0 + part - 1 > first) {
+      float s[groups][tiles][4];
+      uint32_t bits[groups][2];
+      const auto powers = [&](int from, int to) {
 #pragma unroll
-        for (int m = 0; m < groups; ++m)
-#pragma unroll
-          for (int c = 0; c < tiles; ++c)
-#pragma unroll
-            for (int e = 0; e < 4; ++e)
-              if (j0 + 8 * c + 2 * t + e % 2 > first + 16 * m + g + e / 2 * 8) s[m][c][e] = -INFINITY;
-      }
-      bool grown = false;
-      float fade[groups][2];
-#pragma unroll
-      for (int m = 0; m < groups; ++m)
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          float top = s[m][0][2 * r], total = 0;
-#pragma unroll
-          for (int c = 0; c < tiles; ++c) top = fmaxf(top, fmaxf(s[m][c][2 * r], s[m][c][2 * r + 1]));
-          top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFFu, top, 1));
-          top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFFu, top, 2));
-          const float growth = (top - largest[m][r]) * factor;
-          const bool grows = growth > attention_slack;
-          fade[m][r] = grows ? attention_exp2(-growth) : 1.0f;
-          largest[m][r] = grows ? top : largest[m][r];
-          grown = grown || grows;
-          const float shift = -largest[m][r] * factor;
-#pragma unroll
-          for (int c = 0; c < tiles; ++c)
-#pragma unroll
-            for (int e = 2 * r; e < 2 * r + 2; ++e)
-              total += s[m][c][e] = attention_exp2(fmaf(s[m][c][e], factor, shift));
-          sum[m][r] = sum[m][r] * fade[m][r] + total;
+        for (int i = from; i < to; ++i) {
+          float& x = s[i / (4 * tiles)][i / 4 % tiles][i % 4];
+          x = attention_exp2(M::starts ? x : x + start[i / (4 * tiles)][i % 4]);
         }
-      if (__any_sync(0xFFFFFFFFu, grown)) {
+      };
+      const auto finish = [&] {
+        attention_fragments<M>(p_left, s);
+        uint32_t any = 0;
 #pragma unroll
         for (int m = 0; m < groups; ++m)
 #pragma unroll
-          for (int c = 0; c < P / 8; ++c)
+          for (int r = 0; r < 2; ++r) {
+            bits[m][r] = 0;
 #pragma unroll
-            for (int e = 0; e < 4; ++e) out[m][c][e] *= fade[m][e / 2];
+            for (int c = 0; c < tiles / 2; ++c) bits[m][r] |= M::row_bits(p_left[m][c], r);
+            any |= bits[m][r];
+          }
+        return (any & M::large) != 0;
+      };
+      constexpr int all = groups * tiles * 4, steps = attention_add_steps<P, tiles / 2>, each = all / steps;
+      static_assert(all % steps == 0);
+      score(s, k_now, j0);
+      bool raises = j0 == 0;
+      if (!raises) {
+        attention_add_rows<M, P>(out, p_left, v_before, [&](int u) { powers(each * u, each * u + each); });
+        raises = __any_sync(0xFFFFFFFFu, finish());
+        if (raises) score(s, k_now, j0);
+      }
+      if (raises) {
+        raise(s, bits, j0 == 0);
+        score(s, k_now, j0);
+        powers(0, all);
+        finish();
+      }
+#pragma unroll
+      for (int m = 0; m < groups; ++m) {
+        if constexpr (by_products) {
+#pragma unroll
+          for (int c = 0; c < tiles / 2; ++c) M::add_row_sums(sum[m], p_left[m][c]);
+        } else {
+#pragma unroll
+          for (int r = 0; r < 2; ++r) {
+            float total = 0;
+#pragma unroll
+            for (int c = 0; c < tiles; ++c) total += s[m][c][2 * r] + s[m][c][2 * r + 1];
+            sum[m][r] += total;
+          }
+        }
       }
       if constexpr (drops) {
         constexpr int pairs = tiles / 2;
@@ -124,13 +185,16 @@ __global__ void __launch_bounds__(AttentionShapes<M, N, P>::forward.threads(),
         for (int u = 0; u < groups * pairs; ++u)
           block[u] = mask_block + u / pairs * (mask.blocks * 32) + 2 * j0 + u % pairs * 32;
         mask.words(w, block);
+        uint32_t kept[groups * pairs][4];
+        mask.halves(kept, w);
 #pragma unroll
-        for (int u = 0; u < groups * pairs; ++u)
-          attention_drop(s[u / pairs][u % pairs * 2], s[u / pairs][u % pairs * 2 + 1], mask, w[u]);
+        for (int u = 0; u < groups * pairs; ++u) {
+          const uint32_t in_order[4] = {kept[u][0], kept[u][1], kept[u][2], kept[u][3]};
+          M::drop(p_left[u / pairs][u % pairs], in_order);
+        }
       }
-      typename M::Fragment p_left[groups][tiles / 2];
-      attention_fragments<M>(p_left, s);
-      attention_add_rows<M, P>(out, p_left, v_now);
+      v_before = v_now;
+      if (j0 + part >= first + own_rows || j0 + part >= end) attention_add_rows<M, P>(out, p_left, v_now);
     }
   }
 
@@ -139,13 +203,15 @@ __global__ void __launch_bounds__(AttentionShapes<M, N, P>::forward.threads(),
   for (int m = 0; m < groups; ++m)
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float total = sum[m][r];
-      total += __shfl_xor_sync(0xFFFFFFFFu, total, 1);
-      total += __shfl_xor_sync(0xFFFFFFFFu, total, 2);
+      float total = sum[m][by_products ? 2 * r : r];
+      if constexpr (!by_products) {
+        total += __shfl_xor_sync(0xFFFFFFFFu, total, 1);
+        total += __shfl_xor_sync(0xFFFFFFFFu, total, 2);
+      }
       const int i = first + 16 * m + g + 8 * r;
       const float inverse = (drops ? static_cast<float>(a.mask.keep_scale) : 1.0f) / total;
       if (t == 0 && i < length)
-        a.lse[(b * length + i) * a.size.H + h] = largest[m][r] * a.scale + logf(total);
+        a.lse[(b * length + i) * a.size.H + h] = 0.693147181f * (log2f(total) - start[m][2 * r]);
       y.store(i, out[m], 2 * r, inverse);
     }
 }

@@ -21,7 +21,7 @@ __device__ __forceinline__ float attention_exp2(float x) {
   return std::exp2(x);
 #else
   float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));  // where it is written: between products
   return y;
 #endif
 }
@@ -29,9 +29,45 @@ __device__ __forceinline__ float attention_exp2(float x) {
 /// 16 × 8 results a warp.
 using AttentionResults = float[4];
 
+/// Of elements ≥ 2 that are not negative (infinity and NaN too), this bit of a float32's high half is set.
+constexpr uint32_t attention_large = 0x4000u;
+
+/// Sums that products start from: `x` of both columns of row g, `y` of row g + 8. Four registers in a row
+/// that stay: the compiler must not know them equal, or it copies them in front of each product.
+__device__ __forceinline__ void attention_set_start(AttentionResults& start, float x, float y) {
+  start[0] = start[1] = x, start[2] = start[3] = y;
+#ifndef EIGENTRACE_EMULATE
+  asm volatile("" : "+f"(start[0]), "+f"(start[1]), "+f"(start[2]), "+f"(start[3]));
+#endif
+}
+
+/// As shared memory has them, 16 bytes.
+__device__ __forceinline__ void attention_read_start(AttentionResults& start, const float* x) {
+  const float4 four = *reinterpret_cast<const float4*>(x);
+  start[0] = four.x, start[1] = four.y, start[2] = four.z, start[3] = four.w;
+}
+
+/// d = c + a b in bf16, as mma_bf16, without a copy of c.
+__device__ __forceinline__ void attention_mma_bf16(AttentionResults& d, const uint32_t (&a)[4],
+                                                   const uint32_t (&b)[2], const AttentionResults& c) {
+#ifdef EIGENTRACE_EMULATE
+  std::memcpy(d, c, sizeof(d));
+  mma_bf16(d, a, b);
+#else
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%10,%11,%12,%13};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]),
+        "f"(c[3]));
+#endif
+}
+
 struct AttentionBf16 {
   using Element = uint16_t;
   static constexpr Precision precision = Precision::bf16;
+  /// Exponents' second summands enter with the products: rounded to float32's last place of the larger one.
+  static constexpr bool starts = true;
   static constexpr int pad = 8;
   struct Fragment {
     uint32_t x[4];
@@ -78,6 +114,26 @@ struct AttentionBf16 {
     mma_bf16(d0, a.x, b0);
     mma_bf16(d1, a.x, b1);
   }
+  /// [d0, d1] = [c0, c1] + a b
+  __device__ static void mma(AttentionResults& d0, AttentionResults& d1, const Fragment& a, const Fragment& b,
+                             const AttentionResults& c0, const AttentionResults& c1) {
+    const uint32_t b0[2] = {b.x[0], b.x[1]}, b1[2] = {b.x[2], b.x[3]};
+    attention_mma_bf16(d0, a.x, b0, c0);
+    attention_mma_bf16(d1, a.x, b1, c1);
+  }
+  /// d[2 r] += the sum of row g + 8 r, as rounded.
+  __device__ static void add_row_sums(AttentionResults& d, const Fragment& a) {
+    const uint32_t ones[2] = {0x3F803F80u, 0x3F803F80u};
+    mma_bf16(d, a.x, ones);
+  }
+  /// The bits of row g + 8 r's elements, or-ed; `large`: where attention_large is in them.
+  __device__ static uint32_t row_bits(const Fragment& a, int r) { return a.x[r] | a.x[2 + r]; }
+  static constexpr uint32_t large = attention_large << 16 | attention_large;
+  /// Keeps the elements whose half of kept[row + 2 · (column ≥ 8)] is set; columns 2t, 2t + 1 in its halves.
+  __device__ static void drop(Fragment& a, const uint32_t (&kept)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) a.x[i] &= kept[i];
+  }
 };
 
 /// The loads of both TF32 precisions: x[4 h …] for depth 8 h …, 32-bit elements as shared memory has them.
@@ -107,6 +163,16 @@ struct AttentionFloats {
     }
     return f;
   }
+
+  __device__ static uint32_t row_bits(const uint32_t (&x)[8], int r) {
+    return x[r] | x[2 + r] | x[4 + r] | x[6 + r];
+  }
+  __device__ static void drop(uint32_t (&x)[8], const uint32_t (&kept)[4]) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      x[i] &= __byte_perm(kept[i / 4 * 2 + i % 2], 0, i / 2 % 2 ? 0x3232u : 0x1010u);
+  }
+  static constexpr uint32_t large = attention_large << 16;
 
  private:
   struct Order {
@@ -151,6 +217,7 @@ __device__ __forceinline__ void attention_mma_tf32(AttentionResults& d0, Attenti
 struct AttentionTf32 {
   using Element = float;
   static constexpr Precision precision = Precision::tf32;
+  static constexpr bool starts = false;
   static constexpr int pad = 4;
   using Fragment = AttentionFloats;
 
@@ -179,12 +246,16 @@ struct AttentionTf32 {
                              const Fragment& b) {
     attention_mma_tf32(d0, d1, a.x, b.x);
   }
+  __device__ static uint32_t row_bits(const Fragment& a, int r) { return Fragment::row_bits(a.x, r); }
+  static constexpr uint32_t large = Fragment::large;
+  __device__ static void drop(Fragment& a, const uint32_t (&kept)[4]) { Fragment::drop(a.x, kept); }
 };
 
 /// x = big + small, both TF32; products big·small + small·big + big·big.
 struct AttentionTf32x3 {
   using Element = float;
   static constexpr Precision precision = Precision::tf32x3;
+  static constexpr bool starts = false;
   static constexpr int pad = 4;
   struct Fragment {
     uint32_t big[8], small[8];
@@ -223,6 +294,14 @@ struct AttentionTf32x3 {
     attention_mma_tf32(d0, d1, a.big, b.small);
     attention_mma_tf32(d0, d1, a.small, b.big);
     attention_mma_tf32(d0, d1, a.big, b.big);
+  }
+  __device__ static uint32_t row_bits(const Fragment& a, int r) {
+    return AttentionFloats::row_bits(a.big, r);
+  }
+  static constexpr uint32_t large = AttentionFloats::large;
+  __device__ static void drop(Fragment& a, const uint32_t (&kept)[4]) {
+    AttentionFloats::drop(a.big, kept);
+    AttentionFloats::drop(a.small, kept);
   }
 };
 

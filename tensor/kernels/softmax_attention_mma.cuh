@@ -80,8 +80,8 @@ struct AttentionCopy {
         for (int c = 0; c < 4; ++c) copy_async_4(to + u * step * raw_pitch + c, p + c, c < left);
     }
   }
-  /// After copy_wait.
-  __device__ static void finish(const float* raw, Element* place) {
+  /// After copy_wait; times `factor`.
+  __device__ static void finish(const float* raw, Element* place, float factor = 1) {
     if constexpr (in_place) raw = place;
     const int own = static_cast<int>(threadIdx.x) / row_pieces,
               column = static_cast<int>(threadIdx.x) % row_pieces * 4;
@@ -89,17 +89,20 @@ struct AttentionCopy {
     Element* p = place + own * pitch + column;
 #pragma unroll
     for (int u = 0; u < each; ++u)
-      if (rows % step == 0 || own + u * step < rows)
-        M::put(p + u * step * pitch, *reinterpret_cast<const float4*>(from + u * step * raw_pitch));
+      if (rows % step == 0 || own + u * step < rows) {
+        const float4 x = *reinterpret_cast<const float4*>(from + u * step * raw_pitch);
+        M::put(p + u * step * pitch, make_float4(x.x * factor, x.y * factor, x.z * factor, x.w * factor));
+      }
   }
 };
 
-/// `rows` rows from row0 on into shared memory, through registers, up to 8 accesses of a thread at a time.
+/// `rows` rows from row0 on, times `factor`, into shared memory, through registers, up to 16 accesses of a
+/// thread at a time.
 template <class M, int rows, int width, int threads>
-__device__ __forceinline__ void attention_stage(typename M::Element* to, const AttentionRows& from,
-                                                int row0) {
+__device__ __forceinline__ void attention_stage(typename M::Element* to, const AttentionRows& from, int row0,
+                                                float factor = 1) {
   constexpr int row_pieces = width / 4, step = threads / row_pieces, pitch = width + M::pad;
-  constexpr int each = (rows + step - 1) / step, together = each < 8 ? each : 8;
+  constexpr int each = (rows + step - 1) / step, together = each < 16 ? each : 16;
   const int own = static_cast<int>(threadIdx.x) / row_pieces,
             column = static_cast<int>(threadIdx.x) % row_pieces * 4;
 #pragma unroll 1
@@ -121,41 +124,90 @@ __device__ __forceinline__ void attention_stage(typename M::Element* to, const A
     }
 #pragma unroll
     for (int u = 0; u < together; ++u)
-      if (own + (u0 + u) * step < rows) M::put(to + (own + (u0 + u) * step) * pitch + column, x[u]);
+      if (own + (u0 + u) * step < rows)
+        M::put(to + (own + (u0 + u) * step) * pitch + column,
+               make_float4(x[u].x * factor, x[u].y * factor, x[u].z * factor, x[u].w * factor));
   }
 }
 
-/// What a block works on: 64 sequences together (their operands stay in the L2 cache), the longest rows
-/// first.
+/// What a block works on: up to 64 sequences together (their operands stay in the L2 cache), in groups of
+/// equal size; of each group the longest rows first, so that the last blocks are short.
 struct AttentionTurn {
   int64_t item;
   int turn;
   __device__ AttentionTurn(int64_t items, int turns) {
-    const int64_t group = blockIdx.x / (int64_t{64} * turns), in = blockIdx.x % (int64_t{64} * turns);
-    const int64_t members = items - 64 * group < 64 ? items - 64 * group : 64;
-    item = 64 * group + in % members;
+    const int64_t most = (items + (items + 63) / 64 - 1) / ((items + 63) / 64);
+    const int64_t group = blockIdx.x / (most * turns), in = blockIdx.x % (most * turns);
+    const int64_t members = items - most * group < most ? items - most * group : most;
+    item = most * group + in % members;
     turn = static_cast<int>(in / members);
   }
 };
 
-/// [16 groups × 8 n] += rows of `left` times rows of `right`, both stored with their depth along the row.
-template <class M, int depth, int n, int groups>
+/// A warp's rows as left operands; stays: in registers throughout, for 16 columns.
+template <class M, int depth, int groups, bool stays = false>
+struct AttentionLeft {
+  static_assert(!stays || depth == 16);
+  static constexpr int pitch = depth + M::pad;
+  const typename M::Element* rows;
+  typename M::Fragment kept[stays ? groups : 1];
+
+  __device__ __forceinline__ explicit AttentionLeft(const typename M::Element* x) : rows(x) {
+    if constexpr (stays)
+#pragma unroll
+      for (int m = 0; m < groups; ++m) kept[m] = M::load(rows + 16 * m * pitch, pitch);
+  }
+  __device__ __forceinline__ typename M::Fragment at(int m, int k) const {
+    if constexpr (stays) return kept[m];
+    return M::load(rows + 16 * m * pitch + k, pitch);
+  }
+};
+
+/// s [16 groups × 8 n] = start(m, c) + rows of `left` times rows of `right`, stored with their depth along
+/// the row. Where a precision does not start sums so, the start is not added. between(u): what a warp does
+/// beside the u-th of attention_row_steps parts of the products, whose instructions leave five of six issue
+/// slots free.
+template <int depth, int n>
+constexpr int attention_row_steps = depth / 16 * (n / 2);
+template <class M, int depth, int n, int groups, bool stays, class Start, class Between>
 __device__ __forceinline__ void attention_row_products(float (&s)[groups][n][4],
-                                                       const typename M::Element* left,
-                                                       const typename M::Element* right) {
+                                                       const AttentionLeft<M, depth, groups, stays>& left,
+                                                       const typename M::Element* right, Start&& start,
+                                                       Between&& between) {
   constexpr int pitch = depth + M::pad;
+  if constexpr (!M::starts)
+#pragma unroll
+    for (int m = 0; m < groups; ++m)
+#pragma unroll
+      for (int c = 0; c < n; ++c)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) s[m][c][e] = 0;
 #pragma unroll
   for (int k = 0; k < depth; k += 16) {
     typename M::Fragment a[groups];
 #pragma unroll
-    for (int m = 0; m < groups; ++m) a[m] = M::load(left + 16 * m * pitch + k, pitch);
+    for (int m = 0; m < groups; ++m) a[m] = left.at(m, k);
 #pragma unroll
     for (int c = 0; c < n; c += 2) {
       const auto b = M::load_rows(right + 8 * c * pitch + k, pitch);
 #pragma unroll
-      for (int m = 0; m < groups; ++m) M::mma(s[m][c], s[m][c + 1], a[m], b);
+      for (int m = 0; m < groups; ++m) {
+        if constexpr (M::starts)
+          if (k == 0) {
+            M::mma(s[m][c], s[m][c + 1], a[m], b, start(m, c), start(m, c + 1));
+            continue;
+          }
+        M::mma(s[m][c], s[m][c + 1], a[m], b);
+      }
+      between(k / 16 * (n / 2) + c / 2);
     }
   }
+}
+template <class M, int depth, int n, int groups, bool stays, class Start>
+__device__ __forceinline__ void attention_row_products(float (&s)[groups][n][4],
+                                                       const AttentionLeft<M, depth, groups, stays>& left,
+                                                       const typename M::Element* right, Start&& start) {
+  attention_row_products<M, depth>(s, left, right, start, [](int) {});
 }
 /// Results as left operands.
 template <class M, int n, int groups>
@@ -166,11 +218,14 @@ __device__ __forceinline__ void attention_fragments(typename M::Fragment (&f)[gr
 #pragma unroll
     for (int c = 0; c < n; c += 2) f[m][c / 2] = M::from(p[m][c], p[m][c + 1]);
 }
-/// out += p x: p in registers, x stored [depth][column].
-template <class M, int width, int n, int groups>
+/// out += p x: p in registers, x stored [depth][column]. between(u): what a warp does beside the u-th of
+/// attention_add_steps parts of the products.
+template <int width, int n>
+constexpr int attention_add_steps = n* width / 16;
+template <class M, int width, int n, int groups, class Between>
 __device__ __forceinline__ void attention_add_rows(float (&out)[groups][width / 8][4],
                                                    const typename M::Fragment (&p)[groups][n],
-                                                   const typename M::Element* x) {
+                                                   const typename M::Element* x, Between&& between) {
   constexpr int pitch = width + M::pad;
 #pragma unroll
   for (int k = 0; k < n; ++k) {
@@ -179,23 +234,20 @@ __device__ __forceinline__ void attention_add_rows(float (&out)[groups][width / 
       const auto b = M::load_columns(x + 16 * k * pitch + 8 * c, pitch);
 #pragma unroll
       for (int m = 0; m < groups; ++m) M::mma(out[m][c], out[m][c + 1], p[m][k], b);
+      between(k * (width / 16) + c / 2);
     }
   }
+}
+template <class M, int width, int n, int groups>
+__device__ __forceinline__ void attention_add_rows(float (&out)[groups][width / 8][4],
+                                                   const typename M::Fragment (&p)[groups][n],
+                                                   const typename M::Element* x) {
+  attention_add_rows<M, width>(out, p, x, [](int) {});
 }
 
 /// Which of a block's warps owns which rows: those that share a scheduler own early and late ones.
 __device__ __forceinline__ int attention_own(int warp) {
   return warp / 4 % 2 ? warp / 4 * 4 + 3 - warp % 4 : warp;
-}
-
-/// What a mask leaves of rows i and i + 8 (g, g + 8 of a block of 16) times columns of two tiles of 8.
-__device__ __forceinline__ void attention_drop(float (&near)[4], float (&far)[4], const AttentionMask& mask,
-                                               const Philox4& w) {
-#pragma unroll
-  for (int e = 0; e < 4; ++e) {
-    if (!mask.keeps(w.x[e / 2], e % 2)) near[e] = 0;
-    if (!mask.keeps(w.x[2 + e / 2], e % 2)) far[e] = 0;
-  }
 }
 
 /// words[2 c + r] of 16 queries and 16 keys, transposed: its halves decide on queries 8 c + 2 t and
