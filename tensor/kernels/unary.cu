@@ -103,9 +103,11 @@ const char* name_of(Unary f) {
 void unary(Context& ctx, Unary f, const Tensor& x, Tensor& y) {
   if (!(x.shape() == y.shape())) fail("unary: y is " + to_string(y) + ", x is " + to_string(x));
   dispatch_stored(ctx, "unary", x.dtype(), [&]<class T>() {
+#ifdef EIGENTRACE_WITH_CUDA
     if constexpr (std::is_same_v<T, BFloat16>)
       any_forward(ctx, f, no_mask(ctx), x, y);
     else
+#endif
       with_function(f, [&]<class F>() { map_elements<T>(ctx, Forward<F>{}, std::array{x}, y); });
   });
 }
@@ -114,9 +116,11 @@ void unary_backward(Context& ctx, Unary f, const Tensor& x, const Tensor& dy, Te
   if (!(x.shape() == dy.shape() && x.shape() == dx.shape()))
     fail("unary_backward: x is " + to_string(x) + ", dy " + to_string(dy) + ", dx " + to_string(dx));
   dispatch_stored(ctx, "unary_backward", x.dtype(), [&]<class T>() {
+#ifdef EIGENTRACE_WITH_CUDA
     if constexpr (std::is_same_v<T, BFloat16>)
       any_backward(ctx, f, no_mask(ctx), x, dy, dx);
     else
+#endif
       with_function(f, [&]<class F>() { map_elements<T>(ctx, BackwardOf<F>{}, std::array{x, dy}, dx); });
   });
 }
