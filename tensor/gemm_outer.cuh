@@ -11,23 +11,14 @@
 // 51200 tokens, 640 × 512: 33.6 GFLOP, 0.14 ms at mma.sync's 237 TFLOP/s; 131 + 105 MB, 0.06 ms at 4.2 TB/s.
 // 51200 tokens, 128 × 512: 6.7 GFLOP, 0.03 ms; 131 MB, 0.03 ms.
 #ifdef EIGENTRACE_WITH_CUDA
+#include "tensor/gemm_outer_wgmma.h"
 #include "tensor/gemm_tensor_cores.cuh"
 
 namespace eigentrace {
 
-constexpr int outer_tile = 128, outer_depth = 32, outer_stages = 3, outer_threads = 128;
+constexpr int outer_tile = 128, outer_stages = 3, outer_threads = 128;
 constexpr int outer_tile_floats = outer_depth * outer_tile;
 constexpr size_t outer_shared_bytes = size_t{outer_stages} * 2 * outer_tile_floats * sizeof(float);
-
-/// A [K,M] and B [K,N] as they lie, rows at multiples of 16 bytes; K in `pieces` of `length`.
-struct OuterProduct {
-  const float *a, *b;
-  int64_t a_ld, b_ld;
-  int M, N, K;
-  int length, pieces;  ///< length: a multiple of outer_depth
-  float* products;     ///< [pieces, M, N]
-  float* sums;         ///< [pieces, M]: Σ_k A(k, i); null: not wanted
-};
 
 /// Where 16-byte piece `piece` of row k of a tile lies, in floats.
 __device__ __forceinline__ int outer_address(int k, int piece) {
@@ -206,8 +197,8 @@ inline int64_t outer_length(int64_t M, int64_t N, int64_t K) {
 }
 /// Elements of scratch for outer_long.
 inline int64_t outer_scratch(int64_t M, int64_t N, int64_t K, bool sums) {
-  const int64_t length = outer_length(M, N, K);
-  return (K + length - 1) / length * (M * N + (sums ? M : 0));
+  const auto elements = [&](int64_t length) { return (K + length - 1) / length * (M * N + (sums ? M : 0)); };
+  return std::max(elements(outer_length(M, N, K)), wgmma_fits(M, N, K) ? elements(wgmma_length(M, N, K)) : 0);
 }
 /// True iff the operands lie as outer_kernel reads them.
 inline bool outer_takes(const Product<float>& p) {
@@ -220,7 +211,9 @@ inline bool outer_takes(const Product<float>& p) {
 inline void outer_long(Context& ctx, const Product<float>& product, float* sums, int64_t sums_stride,
                        float* scratch) {
   const auto whole = [](int64_t n) { return static_cast<int>(n); };
-  const int64_t M = product.M, N = product.N, K = product.K, length = outer_length(M, N, K);
+  const int64_t M = product.M, N = product.N, K = product.K;
+  const bool by_wgmma = wgmma_fits(M, N, K) && wgmma_exists(ctx);
+  const int64_t length = by_wgmma ? wgmma_length(M, N, K) : outer_length(M, N, K);
   const int64_t pieces = (K + length - 1) / length;
   float* partial_sums = scratch + pieces * M * N;
   const OuterProduct p{product.a.data,
@@ -235,7 +228,10 @@ inline void outer_long(Context& ctx, const Product<float>& product, float* sums,
                        scratch,
                        sums ? partial_sums : nullptr};
   const dim3 grid(blocks_for(M, outer_tile) * blocks_for(N, outer_tile), static_cast<unsigned>(pieces));
-  launch(ctx, outer_kernel, grid, outer_threads, outer_shared_bytes, p);
+  if (by_wgmma)
+    outer_wgmma(ctx, p);
+  else
+    launch(ctx, outer_kernel, grid, outer_threads, outer_shared_bytes, p);
   sum_pieces(ctx, {scratch, partial_sums, p.pieces, M, N, product.c, sums, sums_stride, false});
 }
 

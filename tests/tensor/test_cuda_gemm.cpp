@@ -203,6 +203,12 @@ TEST_CASE("cuda products: a width of 385, whose rows are padded") {
   check_linear(tf32, 130, 36, 385, 7, false);
 }
 
+TEST_CASE("cuda products: weight gradients of whole tiles, the last piece of the sum a short one") {
+  if (!gpu_here()) return;
+  check_linear(modes[2], 544, 256, 256, 0, false);
+  check_linear(modes[2], 544, 512, 128, 4, true);
+}
+
 TEST_CASE("cuda products: batched matrices, transposed and broadcast views") {
   if (!gpu_here()) return;
   for (const Mode& mode : modes)

@@ -1,0 +1,246 @@
+// outer_kernel's products by wgmma, which sm_90a alone has. See gemm_outer_wgmma.h.
+//
+// A block makes 128 x 256, each of its two warpgroups 64 x 256: A's fragments come from registers, which hold
+// what lies in memory, B's tile from shared memory, where k must be dense: threads take 4 x 4 of it and write
+// it down turned, rounded once. While the tensor cores work on one tile, the next is written and the one
+// after it is on its way to registers; three places for B's tile, so that products follow each other without
+// a gap.
+//
+// 51200 tokens, 1024 x 512: 53.7 GFLOP; 128 + 256 floats a token and block, 1.26 GB from the L2 cache.
+#ifdef EIGENTRACE_WITH_CUDA
+#include "tensor/gemm_outer_wgmma.h"
+
+#include "tensor/launch.h"
+#include "tensor/mma.h"
+
+namespace eigentrace {
+namespace {
+
+constexpr int wgmma_threads = 256, places_of_b = 3, place_bytes = wgmma_columns * outer_depth * 4;
+constexpr int stages_of_a = 3, a_row = wgmma_rows + 8,
+              a_stage = outer_depth * a_row;  // rows 32 bytes further apart: no bank twice
+constexpr size_t wgmma_shared_bytes = size_t{places_of_b} * place_bytes + 1024 + stages_of_a * a_stage * 4;
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+__device__ __forceinline__ void wgmma(float (&d)[128], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(
+      "{\n.reg .pred add;\nsetp.eq.u32 add, 0, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n256k8.f32.tf32.tf32 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+      "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+      "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
+      "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
+      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
+      "{%128, %129, %130, %131}, %132, add, 1, 1;\n}"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+        "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]),
+        "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]),
+        "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]),
+        "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]),
+        "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]), "+f"(d[50]),
+        "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), "+f"(d[57]),
+        "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63]), "+f"(d[64]),
+        "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]), "+f"(d[70]), "+f"(d[71]),
+        "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]), "+f"(d[77]), "+f"(d[78]),
+        "+f"(d[79]), "+f"(d[80]), "+f"(d[81]), "+f"(d[82]), "+f"(d[83]), "+f"(d[84]), "+f"(d[85]),
+        "+f"(d[86]), "+f"(d[87]), "+f"(d[88]), "+f"(d[89]), "+f"(d[90]), "+f"(d[91]), "+f"(d[92]),
+        "+f"(d[93]), "+f"(d[94]), "+f"(d[95]), "+f"(d[96]), "+f"(d[97]), "+f"(d[98]), "+f"(d[99]),
+        "+f"(d[100]), "+f"(d[101]), "+f"(d[102]), "+f"(d[103]), "+f"(d[104]), "+f"(d[105]), "+f"(d[106]),
+        "+f"(d[107]), "+f"(d[108]), "+f"(d[109]), "+f"(d[110]), "+f"(d[111]), "+f"(d[112]), "+f"(d[113]),
+        "+f"(d[114]), "+f"(d[115]), "+f"(d[116]), "+f"(d[117]), "+f"(d[118]), "+f"(d[119]), "+f"(d[120]),
+        "+f"(d[121]), "+f"(d[122]), "+f"(d[123]), "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+template <int Pending>
+__device__ __forceinline__ void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
+}
+/// Nothing moves past this that touches what products in flight read or write.
+__device__ __forceinline__ void pin(float (&d)[128]) {
+#pragma unroll
+  for (float& x : d) asm volatile("" : "+f"(x)::"memory");
+}
+__device__ __forceinline__ void pin(uint32_t (&a)[4][4]) {
+#pragma unroll
+  for (auto& fragment : a)
+#pragma unroll
+    for (uint32_t& x : fragment) asm volatile("" : "+r"(x)::"memory");
+}
+#endif
+
+/// Grid: tiles (columns first), pieces. Tiles all exist, and so do the rows.
+__global__ void __launch_bounds__(wgmma_threads, 1)
+    outer_wgmma_kernel(const __grid_constant__ OuterProduct p) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  // The swizzle of 128 bytes repeats every 1024 bytes of the address.
+  const uint32_t unaligned = static_cast<uint32_t>(__cvta_generic_to_shared(dynamic_shared<float>())),
+                 places = (unaligned + 1023) / 1024 * 1024;
+  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+  const int g = lane / 4, t = lane % 4;
+  const int across = p.N / wgmma_columns, tile_column = static_cast<int>(blockIdx.x) % across;
+  const int i0 = static_cast<int>(blockIdx.x) / across * wgmma_rows;
+  const int j0 = tile_column * wgmma_columns;
+  const int piece = static_cast<int>(blockIdx.y), k_begin = piece * p.length;
+  const int depth = (p.K - k_begin < p.length ? p.K - k_begin : p.length) / outer_depth;
+  const bool sums_wanted = p.sums && tile_column == 0;
+  float sums[2] = {};
+  float d[128] = {};
+
+  // A's tiles as they lie, whole rows a warp: three places, two tiles on their way.
+  float* const places_of_a = dynamic_shared<float>() + (places_of_b * place_bytes + 1024) / 4;
+  const float* from_a = p.a + (k_begin + warp) * p.a_ld + i0 + 4 * lane;
+  const auto copy_a = [&](int it) {
+    if (it < depth) {
+      float* to = places_of_a + it % stages_of_a * a_stage + warp * a_row + 4 * lane;
+#pragma unroll
+      for (int n = 0; n < outer_depth / 8; ++n) copy_async_16(to + 8 * n * a_row, from_a + 8 * n * p.a_ld);
+      from_a += outer_depth * p.a_ld;
+    }
+    copy_commit();
+  };
+  const auto read_a = [&](int it, uint32_t(&a)[4][4]) {
+    const float* at = places_of_a + it % stages_of_a * a_stage + t * a_row + warp * 16 + 2 * g;
+#pragma unroll
+    for (int s = 0; s < 4; ++s) {
+      const float2 low = *reinterpret_cast<const float2*>(at + 8 * s * a_row),
+                   high = *reinterpret_cast<const float2*>(at + (8 * s + 4) * a_row);
+      a[s][0] = to_tf32(low.x), a[s][1] = to_tf32(low.y), a[s][2] = to_tf32(high.x),
+      a[s][3] = to_tf32(high.y);
+      sums[0] += low.x + high.x, sums[1] += low.y + high.y;
+    }
+  };
+  // Of B a thread takes 4 rows of 4 columns, twice; eight lanes side by side read 128 bytes of a row. They
+  // write their columns in different order, so that no bank is met twice.
+  float4 next_b[2][4];
+  const int rows = warp % 2 * 4 + lane / 8, column = warp / 2 * 64 + lane % 8 * 4, order = lane / 2 % 4;
+  const float* from_b = p.b + (k_begin + 4 * rows) * p.b_ld + j0 + column;
+  const auto load_b = [&] {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int r = 0; r < 4; ++r)
+        next_b[half][r] = __ldg(reinterpret_cast<const float4*>(from_b + r * p.b_ld + 32 * half));
+    from_b += outer_depth * p.b_ld;
+  };
+  const auto store_b = [&](uint32_t place) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      uint32_t x[4][4];  // [e][r]: column e ^ order
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        const float4 v = next_b[half][r];
+        const bool odd = order & 1, far = order & 2;
+        const float y[4] = {odd ? v.y : v.x, odd ? v.x : v.y, odd ? v.w : v.z, odd ? v.z : v.w};
+#pragma unroll
+        for (int e = 0; e < 4; ++e) x[e][r] = to_tf32(far ? y[e ^ 2] : y[e]);
+      }
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int n = column + 32 * half + (e ^ order);
+        asm volatile(
+            "st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(place + n * 128 + ((rows ^ (n & 7)) << 4)),
+            "r"(x[e][0]), "r"(x[e][1]), "r"(x[e][2]), "r"(x[e][3])
+            : "memory");
+      }
+    }
+  };
+  const auto publish = [] {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    __syncthreads();
+  };
+  // Rows of 128 bytes, eight of them 1024 bytes apart, swizzled.
+  const auto descriptor = [](uint32_t place) {
+    return static_cast<uint64_t>(place >> 4) | uint64_t{1} << 16 | uint64_t{64} << 32 | uint64_t{1} << 62;
+  };
+
+  uint32_t a[2][4][4];
+  copy_a(0), copy_a(1), copy_a(2);
+  load_b(), store_b(places);
+  if (depth > 1) load_b();
+  copy_wait<1>();
+  publish();
+  read_a(0, a[0]);
+  __syncthreads();
+  uint32_t place = places, after = places + place_bytes;
+  const uint32_t last = places + (places_of_b - 1) * place_bytes;
+  const auto step = [&](int it, uint32_t(&now)[4][4], uint32_t(&next)[4][4]) {
+    pin(d), pin(now);
+    wgmma_fence();
+    const uint64_t b = descriptor(place);
+#pragma unroll
+    for (int s = 0; s < 4; ++s) wgmma(d, now[s], b + 2 * s);
+    wgmma_commit();
+    copy_a(it + 3);   // where tile `it` lay
+    wgmma_wait<1>();  // the products before these
+    pin(next);
+    if (it + 1 < depth) {
+      store_b(after);
+      if (it + 2 < depth) load_b();
+      read_a(it + 1, next);
+    }
+    copy_wait<1>();  // the tile after the next
+    publish();
+    place = after, after = after == last ? places : after + place_bytes;
+  };
+  int it = 0;
+#pragma unroll 1
+  for (; it + 1 < depth; it += 2) step(it, a[0], a[1]), step(it + 1, a[1], a[0]);
+  if (it < depth) step(it, a[0], a[1]);
+  wgmma_wait<0>();
+  pin(d), pin(a[0]), pin(a[1]);
+
+  const int i = i0 + warp * 16 + 2 * g;  // and i + 1: row g + 8 of the fragments
+  float* out = p.products + (static_cast<int64_t>(piece) * p.M + i) * p.N + j0 + 2 * t;
+#pragma unroll
+  for (int n = 0; n < 32; ++n) {
+    *reinterpret_cast<float2*>(out + 8 * n) = make_float2(d[4 * n], d[4 * n + 1]);
+    *reinterpret_cast<float2*>(out + p.N + 8 * n) = make_float2(d[4 * n + 2], d[4 * n + 3]);
+  }
+  if (!sums_wanted) return;
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+#pragma unroll
+    for (int lanes = 1; lanes < 4; lanes *= 2) sums[e] += __shfl_xor_sync(0xFFFFFFFFu, sums[e], lanes);
+    if (t == 0) p.sums[static_cast<int64_t>(piece) * p.M + i + e] = sums[e];
+  }
+#endif
+}
+
+}  // namespace
+
+bool wgmma_exists(const Context& ctx) {
+#if defined(EIGENTRACE_WGMMA) && !defined(EIGENTRACE_EMULATE)
+  // Code for 90a runs where the device is 9.0 alone; elsewhere there is none, or what another architecture
+  // left.
+  static const bool exists = [&] {
+    int major = 0, minor = 0;
+    ET_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ctx.device().index));
+    ET_CUDA(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, ctx.device().index));
+    if (major != 9 || minor != 0) return false;
+    cudaFuncAttributes attributes;
+    const bool loaded = cudaFuncGetAttributes(&attributes, outer_wgmma_kernel) == cudaSuccess;
+    cudaGetLastError();
+    return loaded && attributes.ptxVersion == 90;
+  }();
+  return exists;
+#else
+  return static_cast<void>(ctx), false;
+#endif
+}
+
+void outer_wgmma(Context& ctx, const OuterProduct& p) {
+  const dim3 grid(static_cast<unsigned>(p.M / wgmma_rows * (p.N / wgmma_columns)),
+                  static_cast<unsigned>(p.pieces));
+  launch(ctx, outer_wgmma_kernel, grid, wgmma_threads, wgmma_shared_bytes, p);
+}
+
+}  // namespace eigentrace
+#endif
