@@ -7,11 +7,16 @@
 // block of keys on its own and summed by attention_sum_kernel in order: one exponential and one mask a pair,
 // the least number of products (3N + 2P), no atomics.
 //
+// q arrives times scale log₂e; −lse log₂e and, without dropout, −delta are what the sums of sᵀ and dpᵀ start
+// from, so that p is 2^sum and ds is p · sum; exponentials are issued between the products of dpᵀ, of which
+// each leaves five of six issue slots free.
+//
 // Floor (H200). CIFAR (200, 1024, N 16, P 128), bf16: 64 GFLOP = 105 µs at mma.sync's rate; operands 0.47 GB
-// = 112 µs; shared memory, which v, dy and dyᵀ cross for every 32 × 32 pairs, 100 µs. Measured 400 µs (+ 56
-// delta, 25 sum): two warps a scheduler; waits for the instruction before 31 %, for shared memory 20 %,
-// barriers 10 %. IMDB (24, 4096, 16, 32), dropout: 45 GFLOP = 75 µs, 201 M exponentials = 56 µs; measured 392
-// µs, bound by instructions, masks a third of them. MQAR (64, 512, 128, 128): 88 µs.
+// = 112 µs; shared memory, which v, dy and dyᵀ cross for every 32 × 32 pairs, 100 µs. Measured 318 µs (+ 53
+// delta, 21 sum): two warps a scheduler, tensor cores busy a third of the time. Where warps stand: products
+// 22 % (dp) and 18 % (dv, dk), rounding dy 15 %, barriers 9 %, dq 7 %, a block's start 10 %. IMDB (24, 4096,
+// 16, 32), dropout: 45 GFLOP = 75 µs, 201 M exponentials = 56 µs; measured 337 µs, 0.48 instructions a clock,
+// masks a third of them. MQAR (64, 512, 128, 128): 82 µs.
 #include "tensor/kernels/softmax_attention_mma.cuh"
 
 #ifdef EIGENTRACE_WITH_CUDA

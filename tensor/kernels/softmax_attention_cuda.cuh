@@ -50,7 +50,7 @@ struct AttentionShape {
 constexpr AttentionShape attention_forward_shape(Precision precision, int N, int P) {
   const bool half = precision == Precision::bf16;
   const int two = precision == Precision::tf32x3 ? 1 : 2;  // its fragments take twice the registers
-  if (N <= 32 && P <= 32) return half ? AttentionShape{4, 2, 64, 4} : AttentionShape{8, 1, 64, two};
+  if (N <= 32 && P <= 32) return half ? AttentionShape{4, 2, 64, 3} : AttentionShape{8, 1, 64, two};
   if (N <= 32) return half ? AttentionShape{4, 2, 64, 2} : AttentionShape{8, 1, 32, two};
   if (P <= 64) return half ? AttentionShape{4, 2, 64, 2} : AttentionShape{8, 1, 32, 1};
   return half ? AttentionShape{4, 2, 32, 2} : AttentionShape{8, 1, 32, 1};

@@ -1,19 +1,21 @@
 #pragma once
 // Softmax attention on tensor cores, forward. Equations: softmax_attention.cu.
 //
-// A block owns 16 · groups queries a warp and walks over tiles of keys: s = q kᵀ in registers, running
-// maximum and sum, and p as the left operand of y += p v without leaving registers. Tiles travel to shared
-// memory asynchronously while the tensor cores work on the tile before, and each thread rounds what it
-// copied. The maximum is raised, and y and the sum scaled, only when a score exceeds it by 2^attention_slack:
-// p stays below 2^8, which costs no accuracy, and a row's decision depends on its own scores alone.
+// A block owns 16 · groups queries a warp and walks over tiles of keys: s = q kᵀ in registers, p = 2^(s −
+// base), and p as the left operand of y += p v without leaving registers. Tiles travel to shared memory
+// asynchronously, and each thread rounds what it copied. q is multiplied by scale log₂e on its way in, and
+// −base is what the sums of s start from: an exponential a pair, no maximum and no shuffle. The base is the
+// first keys' maximum and headroom; a row's base rises, and y and the sum are scaled, only when one of its p
+// reaches 2, which is a bit of p: a row's decision depends on its own scores alone. The exponentials of a
+// tile are issued between the products p v of the tile before, of which each leaves five of six issue slots
+// free; three places for v, two for k.
 //
 // Floor (H200, B·H·T²/2 pairs). CIFAR (200, 1024, N 16, P 128), bf16: 30 GFLOP = 50 µs at mma.sync's rate;
 // 105 M exponentials at 16 a clock and SM = 28 µs; operands 0.24 GB = 58 µs; right operands from shared
-// memory, which 32 queries a warp read together, 32 µs. Measured 197 µs: two warps a scheduler, since 32 ×
-// 128 sums take half of a thread's registers, and 510 instructions per 32 × 32 pairs, a third of a warp's
-// cycles waiting for the result of the instruction before. IMDB (24, 4096, 16, 32), dropout: 201 M
-// exponentials = 56 µs, 25 M calls of Philox; measured 215 µs, 550 instructions per 32 × 32 pairs at 0.6 a
-// clock. MQAR (64, 512, 128, 128): 43 µs.
+// memory, which 32 queries a warp read together, 32 µs. Measured 152 µs: two warps a scheduler, since 32 ×
+// 128 sums take half of a thread's registers; a third of the instructions carry and round tiles. IMDB (24,
+// 4096, 16, 32), dropout: 201 M exponentials = 56 µs, 25 M calls of Philox; measured 202 µs, 470 instructions
+// per 32 × 32 pairs at 0.5 a clock. MQAR (64, 512, 128, 128): 39 µs.
 #include "tensor/kernels/softmax_attention_mma.cuh"
 
 #ifdef EIGENTRACE_WITH_CUDA

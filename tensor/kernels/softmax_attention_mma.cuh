@@ -87,12 +87,22 @@ struct AttentionCopy {
               column = static_cast<int>(threadIdx.x) % row_pieces * 4;
     const float* from = raw + own * raw_pitch + column;
     Element* p = place + own * pitch + column;
+    // the compiler would not read past a write: it cannot tell that they are apart
+    constexpr int together = each < 8 ? each : 8;
 #pragma unroll
-    for (int u = 0; u < each; ++u)
-      if (rows % step == 0 || own + u * step < rows) {
-        const float4 x = *reinterpret_cast<const float4*>(from + u * step * raw_pitch);
-        M::put(p + u * step * pitch, make_float4(x.x * factor, x.y * factor, x.z * factor, x.w * factor));
-      }
+    for (int u0 = 0; u0 < each; u0 += together) {
+      float4 x[together];
+#pragma unroll
+      for (int u = u0; u < u0 + together && u < each; ++u)
+        if (rows % step == 0 || own + u * step < rows)
+          x[u - u0] = *reinterpret_cast<const float4*>(from + u * step * raw_pitch);
+#pragma unroll
+      for (int u = u0; u < u0 + together && u < each; ++u)
+        if (rows % step == 0 || own + u * step < rows) {
+          const float4 f = x[u - u0];
+          M::put(p + u * step * pitch, make_float4(f.x * factor, f.y * factor, f.z * factor, f.w * factor));
+        }
+    }
   }
 };
 
