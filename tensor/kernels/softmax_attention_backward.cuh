@@ -14,7 +14,7 @@
 // Floor (H200). CIFAR (200, 1024, N 16, P 128), bf16: 64 GFLOP = 105 µs at mma.sync's rate; operands 0.47 GB
 // = 112 µs; shared memory, which v, dy and dyᵀ cross for every 32 × 32 pairs, 100 µs. Measured 318 µs (+ 53
 // delta, 21 sum): two warps a scheduler, tensor cores busy a third of the time. Where warps stand: products
-// 22 % (dp) and 18 % (dv, dk), rounding dy 15 %, barriers 9 %, dq 7 %, a block's start 10 %. IMDB (24, 4096,
+// 24 % (dp) and 20 % (dv, dk), barriers 12 %, a block's start 11 %, rounding dy 10 %, dq 8 %. IMDB (24, 4096,
 // 16, 32), dropout: 45 GFLOP = 75 µs, 201 M exponentials = 56 µs; measured 337 µs, 0.48 instructions a clock,
 // masks a third of them. MQAR (64, 512, 128, 128): 82 µs.
 #include "tensor/kernels/softmax_attention_mma.cuh"
