@@ -56,7 +56,7 @@ struct ConvGradients {
 inline int64_t conv_steps(const Shape& x) {
   const int64_t packs = x[0] * ((x[2] + 3) / 4);
   int64_t steps = 64;
-  while (steps > 8 && packs * ((x[1] + steps - 1) / steps) < 160000) steps /= 2;
+  while (steps > 8 && packs * ((x[1] + steps - 1) / steps) < 80000) steps /= 2;
   return steps;
 }
 /// Partial sums of the weights' gradient.
@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(128)
 /// Block: x over packs of channels, y over pieces of time, whose sums it adds up in order. The next four
 /// steps are on their way while four are worked on.
 template <int width, class S>
-__global__ void __launch_bounds__(128, sizeof(S) <= 4 ? 4 : 1)
+__global__ void __launch_bounds__(128, sizeof(S) <= 4 ? 5 : 1)
     conv_backward_kernel(const __grid_constant__ CausalConv<S> conv,
                          const __grid_constant__ ConvGradients<S> g, int steps) {
   using T = Arithmetic<S>;
