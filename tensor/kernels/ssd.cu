@@ -441,7 +441,7 @@ bool attention_is_fused(const Context& ctx, DType dtype, int64_t N, int64_t P) {
 Tensor ssd_kept(Context& ctx, const Tensor& q, const Tensor& v, const Tensor& log_a, const Tensor& w) {
 #ifdef EIGENTRACE_WITH_CUDA
   if (q.rank() == 4 && v.rank() == 4 && v.numel() > 0 &&
-      attention_is_fused(ctx, q.dtype(), q.dim(3), v.dim(3)))
+      attention_is_fused(ctx, arithmetic_type(q.dtype()), q.dim(3), v.dim(3)))
     return fast_kept(ctx, q, v, log_a.defined() || w.defined(), false);
 #endif
   return (void)ctx, (void)q, (void)v, (void)log_a, (void)w, Tensor();

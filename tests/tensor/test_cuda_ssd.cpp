@@ -324,3 +324,28 @@ TEST_CASE("cuda ssd: normalisers and skips in one pass give what separate ops gi
     }
   }
 }
+
+TEST_CASE("cuda ssd: states are kept for bf16 operands as for float32 ones, and change no bit") {
+  if (!gpu_here()) return;
+  const Device device = parse_device("cuda");
+  Context ctx = poisoned(device);
+  ctx.precision = Precision::tf32;
+  const Operands x = operands({1, 150, 1, 2, 16, 32, Decay::per_step, -1, true});
+  const auto load = [&](const Tensor& t) { return t.clone(device, DType::bf16); };
+  const Tensor q = load(x.q), k = load(x.k), v = load(x.v), log_a = load(x.log_a), w = load(x.w),
+               dy = load(x.dy), kept = kernels::ssd_kept(ctx, q, v, log_a, w);
+  REQUIRE(kept.defined());
+  const auto gradients = [&](const Tensor& states) {
+    Tensor y = ctx.empty_like(v), dq = ctx.empty_like(q), dk = ctx.empty_like(k), dv = ctx.empty_like(v),
+           dlog_a = ctx.empty_like(log_a), dw = ctx.empty_like(w);
+    kernels::ssd(ctx, q, k, v, log_a, w, y, states);
+    kernels::ssd_backward(ctx, q, k, v, log_a, w, dy, dq, dk, dv, dlog_a, dw, states);
+    synchronise(device);
+    Results results;
+    for (const Tensor& t : {y, dq, dk, dv, dlog_a, dw}) results.push_back(t.to_vector<double>());
+    return results;
+  };
+  const Results with_states = gradients(kept);
+  CHECK(with_states == gradients({}));
+  CHECK_FALSE(kept.to_vector<double>() == std::vector<double>(static_cast<size_t>(kept.numel()), 0.0));
+}
