@@ -12,8 +12,9 @@
 //     dlog_a from E without its diagonal, q_i·(S's part of dq_i), k_j·(R's part of dk_j), exp(A_end) ⟨S, R⟩
 // r_i is a normaliser: scale · exp(−log η_i), or, for linear attention, 1/η_i with
 //   η_i = Σ_{j≤i} A_ij + q_i·z_c,  z the sum of the keys before the chunk: one more column of the state.
-//   Its gradient, dη_i = −r_i² δ_i with δ_i = q_i·(dq_i before r_i), adds dη_i Σ_{j≤i} k_j to dq_i and
-//   Σ_{i≥j} dη_i q_i to dk_j; what later chunks add there is their sum's, in ssd_tails_kernel.
+//   Its gradient, dη_i = −r_i² δ_i with δ_i = Σ_j W_ij A_ij + fade_i q_i·(S dy_i), adds dη_i Σ_{j≤i} k_j to
+//   dq_i and Σ_{i≥j} dη_i q_i to dk_j (r_i W_ij becomes r_i W_ij + dη_i); what later chunks add there is
+//   their sum's, in ssd_tails_kernel.
 // Heads that share q and k share a block of the last kernel: A is made once, dq and dk add up in registers.
 //
 // Bytes (float32) and products a layer, forward + backward, at 4.2 TB/s and tensor cores at 120 TFMA/s:
@@ -21,17 +22,21 @@
 //   CIFAR  200 sequences, N 16, P 128:        144 + 262, 144 + 420 MB = 231 µs;  1.2 + 2.9 GFMA = 34 µs
 //   CIFAR  mamba2, N = 64 shared by 4 heads:  223 + 341, 223 + 577 MB = 325 µs;  4.6 + 9.3 GFMA = 116 µs
 //   IMDB   24 sequences, T 4096, N 16, P 32:  22 + 41, 22 + 69 MB, in the L2 cache
-// Measured on an H200 in TF32, µs (states, outputs, states of the gradient, gradients; forward + backward):
-//   MQAR   24 + 50 + 24 + 122 = 230, linear 260       CIFAR  42 + 71 + 42 + 144 = 311, linear 343
-//   CIFAR  mamba2 70 + 129 + 70 + 369 = 648           IMDB   17 + 18 + 17 + 39 = 107, mamba2 207
-// What is left above the bytes is instructions (4 to 5 a product of 16×8×8, two thirds of them loads from
-// shared memory) and, in the gradients, phases between barriers.
+// Measured on an H200 in TF32, µs (states, outputs, states of the gradient, gradients):
+//   MQAR   24 + 52 + 24 + 103, linear 21 + 58 + 24 + 112    CIFAR  42 + 71 + 42 + 144, linear 35 + 75 + 40 +
+//   163 CIFAR  mamba2 70 + 128 + 69 + 357                       IMDB   17 + 18 + 17 + 39, mamba2 31 + 37 + 30
+//   + 91
+// What is left above the bytes is instructions: in the gradients of CIFAR's mamba2 30,000 a head and chunk,
+// for 2,200 products of 16×8×8, issued by two warps a scheduler at a third of the rate (fixed latencies and
+// loads from shared memory), and waits at barriers for the six warps that hold pairs.
 #ifdef EIGENTRACE_WITH_CUDA
 #include "tensor/kernels/ssd_cuda.cuh"
 
 namespace eigentrace::kernels {
 
 constexpr int ssd_most_width = 128, ssd_threads = 256;
+/// Bytes of shared memory that a block must be allowed: the smallest forms of the gradients' take it.
+constexpr size_t ssd_least_shared(int64_t N) { return N <= 64 ? 152 << 10 : 163 << 10; }
 
 /// A number a step: absent (1), what is stored, or scale · exp(−what is stored).
 struct StepFactor {

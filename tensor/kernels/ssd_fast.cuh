@@ -193,10 +193,8 @@ struct SsdRoom {
 };
 
 inline bool ssd_is_fast(DType dtype, int64_t N, int64_t P) {
-  // The largest block is the gradients': q, k, v, dy of a chunk, and 9 KB of sums.
-  const int64_t widths = 2 * (N <= 64 ? 64 : 128) + 256;
   return dtype == DType::f32 && N <= ssd_most_width && P <= ssd_most_width &&
-         static_cast<size_t>(ssd_chunk * widths * 4 + 9216) <= shared_limit();
+         ssd_least_shared(N) <= shared_limit();
 }
 
 /// body.operator()<precision>() of the context's.

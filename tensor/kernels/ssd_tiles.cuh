@@ -101,6 +101,27 @@ __device__ __forceinline__ void multiply_range(float (&d)[nt][4], int first, int
     }
 }
 
+/// The same, unrolled, for multiples of 16 up to 64: for kernels with registers to spare.
+template <class F, int nt, class LoadA, class LoadB>
+__device__ __forceinline__ void multiply_range_unrolled(float (&d)[nt][4], int first, int last,
+                                                        const LoadA& load_a, const LoadB& load_b) {
+#pragma unroll
+  for (int k = 0; k < ssd_chunk; k += 16) {
+    if (k < first || k >= last) continue;
+#pragma unroll
+    for (int i = 0; i < 2; i += F::depth / 8) {
+      typename F::A a;
+      load_a(a, k, i);
+#pragma unroll
+      for (int j = 0; j < nt; ++j) {
+        typename F::B b;
+        load_b(b, j, k, i);
+        F::multiply(d[j], a, b);
+      }
+    }
+  }
+}
+
 /// Sums over the four lanes of a row, and over the eight of a column.
 template <class T>
 __device__ __forceinline__ T sum_over_columns(T x) {
