@@ -53,6 +53,7 @@ namespace eigentrace {
   X(s4_kernel, "K = Re IFFT(Cauchy sums of Λ, P, B, C)")                  \
   X(fft_convolution, "y_t = Σ_{j≤t} K_j u_{t−j} + D u_t")                 \
   X(channel_skip, "z = y + d_c u, per channel")                           \
+  X(channel_skip_activation, "z = y + d_c u, and dropout(f(z))")          \
   X(lru_maps, "λ, exp(γ) B and [Re C, −Im C] of an LRU")                  \
   /* ops_loss.h */                                                        \
   X(cross_entropy, "Σ_m w_m (log Σ exp(z_m) − z_m[label_m]) / count")     \

@@ -91,6 +91,25 @@ OpInstance channel_skip_instance(uint64_t seed, Device device) {
       {"y", "u", "d"}};
 }
 
+/// With a mask shared over time, with one for each element, and without, z used as well or not.
+OpInstance channel_skip_activation_instance(uint64_t seed, Device device) {
+  Rng rng(seed);
+  const int64_t b = odd_size(rng, 7), t = odd_size(rng), d = odd_size(rng, 63);
+  return {[d](Tape&, const Values& in) {
+            const Var u = split(in[1], {3, d})[1];
+            const Skipped shared = channel_skip_activation(in[0], u, in[2], Unary::gelu_tanh, 0.3,
+                                                           DropoutMask::shared_over_time),
+                          each = channel_skip_activation(in[0], in[0], in[2], Unary::silu, 0.2,
+                                                         DropoutMask::element),
+                          plain =
+                              channel_skip_activation(in[0], u, in[2], Unary::gelu, 0, DropoutMask::element);
+            return Values{shared.active, shared.z, each.active, plain.z};
+          },
+          {normal_tensor(rng, {b, t, d}, device), normal_tensor(rng, {b, t, 3 + d}, device),
+           normal_tensor(rng, {d}, device)},
+          {"y", "u", "d"}};
+}
+
 OpInstance lru_maps_instance(uint64_t seed, Device device) {
   Rng rng(seed);
   const int64_t n = odd_size(rng, 7), d = odd_size(rng, 63);
@@ -135,6 +154,7 @@ std::vector<OpCase> op_cases_scan() {
           {"fft_convolution", Op::fft_convolution, fft_convolution_instance},
           {"selective_step", Op::selective_step, selective_step_instance},
           {"channel_skip", Op::channel_skip, channel_skip_instance},
+          {"channel_skip_activation", Op::channel_skip_activation, channel_skip_activation_instance},
           {"lru_maps", Op::lru_maps, lru_maps_instance}};
 }
 

@@ -11,19 +11,20 @@ Var Mixer::mix_with(Forward&, const Terms&, const EigenvalueMap&) const {
       "intervention; `eigentrace intervene` evaluates a trained one");
 }
 
-Var Mixer::operator()(Forward& forward, int layer, const Var& x) const {
+Var Mixer::operator()(Forward& forward, int layer, const Var& x, const Activation* then) const {
   const std::unique_ptr<Terms> all = terms(forward, x);
-  Mixed mixed = mix(forward, *all);
+  Mixed mixed = then ? mix_activated(forward, *all, *then) : mix(forward, *all);
   if (forward.on_mixer)
     if (const Var replacement = forward.on_mixer(layer, *this, *all, mixed); replacement.defined()) {
       if (!(replacement.shape() == mixed.y.shape()))
         fail(std::string(family()) + ": replacement of y: expected " + to_string(mixed.y.shape()) +
              ", found " + to_string(replacement.shape()));
-      mixed.y = replacement;
+      mixed.y = replacement, mixed.activated = {};
     }
   Var y = finish(forward, *all, mixed.y);
   if (forward.on_mixer_output) forward.on_mixer_output(layer, x, y);
-  return y;
+  if (!then) return y;
+  return mixed.activated.defined() ? mixed.activated : activation(then->f, y, then->dropout, then->mask);
 }
 
 }  // namespace eigentrace

@@ -11,6 +11,7 @@
 #include <memory>
 #include <vector>
 
+#include "autograd/ops_pointwise.h"
 #include "nn/module.h"
 
 namespace eigentrace {
@@ -25,8 +26,16 @@ struct Terms {
 };
 
 struct Mixed {
-  Var y;           ///< the recurrence's output, as the family shapes it: [B,T,H,P] or [B,T,D]
-  Tensor log_eta;  ///< [B,T,H], log of the normaliser; undefined where the family has none
+  Var y;            ///< the recurrence's output, as the family shapes it: [B,T,H,P] or [B,T,D]
+  Tensor log_eta;   ///< [B,T,H], log of the normaliser; undefined where the family has none
+  Var activated{};  ///< of mix_activated, where the family makes it in the same pass
+};
+
+/// What a block applies to its mixer's output: dropout(f(y)).
+struct Activation {
+  Unary f;
+  double dropout;
+  DropoutMask mask;
 };
 
 /// A tensor that a layer's eigenvalues are a function of.
@@ -52,6 +61,10 @@ class Mixer {
   /// SiLU out (what the published analysis does).
   virtual std::unique_ptr<Terms> terms(Forward& forward, const Var& x, bool convolve = true) const = 0;
   virtual Mixed mix(Forward& forward, const Terms& terms) const = 0;
+  /// The same, for a block that goes on with dropout(f(finish(y))) alone.
+  virtual Mixed mix_activated(Forward& forward, const Terms& terms, const Activation&) const {
+    return mix(forward, terms);
+  }
   /// All that comes after it: [B,T,D].
   virtual Var finish(Forward& forward, const Terms& terms, const Var& y) const = 0;
 
@@ -71,8 +84,8 @@ class Mixer {
   /// With a map that changes nothing it is mix's y. Error: families without such a form.
   virtual Var mix_with(Forward& forward, const Terms& terms, const EigenvalueMap& map) const;
 
-  /// The whole pass, with the hooks of `forward`. x [B,T,D] → [B,T,D].
-  Var operator()(Forward& forward, int layer, const Var& x) const;
+  /// The whole pass, with the hooks of `forward`. x [B,T,D] → [B,T,D]. `then`, if not null, is applied to it.
+  Var operator()(Forward& forward, int layer, const Var& x, const Activation* then = nullptr) const;
 };
 
 }  // namespace eigentrace

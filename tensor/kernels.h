@@ -347,6 +347,13 @@ void channel_skip(Context& ctx, const Tensor& y, const Tensor& u, const Tensor& 
 /// sent, if defined, is added to du (and may be du).
 void channel_skip_backward(Context& ctx, const Tensor& u, const Tensor& d, const Tensor& dz, Tensor& du,
                            Tensor& dd, const Tensor& sent = {});
+/// The same and what follows it, g = dropout(f(z)), in one pass. Backward: dz = f′(z) dropout(dg) + dz_sent
+/// (unless undefined), written, and du, dd of it.
+void channel_skip_activation(Context& ctx, const Tensor& y, const Tensor& u, const Tensor& d, Unary f,
+                             const Dropout& drop, Tensor& z, Tensor& g);
+void channel_skip_activation_backward(Context& ctx, const Tensor& u, const Tensor& d, const Tensor& z,
+                                      Unary f, const Dropout& drop, const Tensor& dg, const Tensor& dz_sent,
+                                      Tensor& dz, Tensor& du, Tensor& dd, const Tensor& sent = {});
 /// Parameters of an LRU layer, or their gradients; all dense.
 struct LruParameters {
   Tensor nu_log, theta_log, gamma_log;  ///< [N]

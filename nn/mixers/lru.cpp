@@ -62,12 +62,18 @@ class Lru final : public Mixer {
   }
   Mixed mix(Forward& forward, const Terms& terms) const override {
     const DiagonalTerms& t = own(terms);
-    return {recurrence(forward, t, {t.log_abs, t.arg}), {}};
+    return {channel_skip(recurrence(t, {t.log_abs, t.arg}), t.input, forward(skip_)), {}};
+  }
+  Mixed mix_activated(Forward& forward, const Terms& terms, const Activation& then) const override {
+    const DiagonalTerms& t = own(terms);
+    const Skipped y = channel_skip_activation(recurrence(t, {t.log_abs, t.arg}), t.input, forward(skip_),
+                                              then.f, then.dropout, then.mask);
+    return {y.z, {}, y.active};
   }
   bool has_mix_with() const override { return true; }
   Var mix_with(Forward& forward, const Terms& terms, const EigenvalueMap& map) const override {
     const DiagonalTerms& t = own(terms);
-    return recurrence(forward, t, map({t.log_abs, t.arg}));
+    return channel_skip(recurrence(t, map({t.log_abs, t.arg})), t.input, forward(skip_));
   }
   Var finish(Forward&, const Terms&, const Var& y) const override { return y; }
   Realisation realise(const Terms& terms, const Mixed&) const override {
@@ -84,10 +90,9 @@ class Lru final : public Mixer {
   }
 
  private:
-  Var recurrence(Forward& forward, const DiagonalTerms& t, const EigenvalueVars& lambda) const {
+  Var recurrence(const DiagonalTerms& t, const EigenvalueVars& lambda) const {
     const Var h = diagonal_scan(t.driven, lambda.log_abs, lambda.arg);
-    const Var y = linear(h, t.output, {});
-    return channel_skip(y, t.input, forward(skip_));
+    return linear(h, t.output, {});
   }
 
   Parameter *nu_log_, *theta_log_, *gamma_log_, *b_re_, *b_im_, *c_re_, *c_im_, *skip_;

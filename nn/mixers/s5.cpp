@@ -79,12 +79,18 @@ class S5 final : public Mixer {
   }
   Mixed mix(Forward& forward, const Terms& terms) const override {
     const DiagonalTerms& t = own(terms);
-    return {recurrence(forward, t, {t.log_abs, t.arg}), {}};
+    return {channel_skip(recurrence(forward, t, {t.log_abs, t.arg}), t.input, forward(skip_)), {}};
+  }
+  Mixed mix_activated(Forward& forward, const Terms& terms, const Activation& then) const override {
+    const DiagonalTerms& t = own(terms);
+    const Skipped y = channel_skip_activation(recurrence(forward, t, {t.log_abs, t.arg}), t.input,
+                                              forward(skip_), then.f, then.dropout, then.mask);
+    return {y.z, {}, y.active};
   }
   bool has_mix_with() const override { return true; }
   Var mix_with(Forward& forward, const Terms& terms, const EigenvalueMap& map) const override {
     const DiagonalTerms& t = own(terms);
-    return recurrence(forward, t, map({t.log_abs, t.arg}));
+    return channel_skip(recurrence(forward, t, map({t.log_abs, t.arg})), t.input, forward(skip_));
   }
   Var finish(Forward&, const Terms&, const Var& y) const override { return y; }
   Realisation realise(const Terms& terms, const Mixed&) const override {
@@ -116,7 +122,7 @@ class S5 final : public Mixer {
     if (c_.bidirectional)
       y = add(y,
               real_readout(diagonal_scan(t.driven, lambda.log_abs, lambda.arg, true), from_end, readout()));
-    return channel_skip(y, t.input, forward(skip_));
+    return y;
   }
   double readout() const { return c_.conj_sym ? 2 : 1; }
   SsmConfig c_;

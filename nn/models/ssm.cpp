@@ -70,17 +70,24 @@ class Layer {
 
   Var operator()(Forward& forward, int layer, const Var& x) const {
     forward.tape.set_scope(scope_);
-    const Var y = (*mixer_)(forward, layer, prenorm_ ? normalize_(forward, x) : x);
-    const Var sum = activate(forward, y, x);
+    const Var in = prenorm_ ? normalize_(forward, x) : x;
+    const Activation gelu{Unary::gelu_tanh, forward.rate(rate_), DropoutMask::shared_over_time};
+    Var y, g;
+    if (activation_ == SsmActivation::half_glu2) {  // the only one that uses y itself
+      y = (*mixer_)(forward, layer, in);
+      g = activation(gelu.f, y, gelu.dropout, gelu.mask);
+    } else {
+      g = (*mixer_)(forward, layer, in, &gelu);
+    }
+    const Var sum = activate(forward, y, g, x);
     return prenorm_ ? sum : normalize_(forward, sum);
   }
 
  private:
   /// x + act(y).
-  Var activate(const Forward& forward, const Var& y, const Var& x) const {
+  Var activate(const Forward& forward, const Var& y, const Var& g, const Var& x) const {
     const double rate = forward.rate(rate_);
     constexpr DropoutMask mask = DropoutMask::shared_over_time;
-    const Var g = activation(Unary::gelu_tanh, y, rate, mask);
     const auto gated = [&](const Var& a, const Var& z) {
       return gate(Unary::sigmoid, a, z, {x, rate, mask});
     };

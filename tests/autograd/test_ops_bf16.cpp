@@ -48,7 +48,8 @@ const std::map<Op, size_t> activations_of = {{Op::cast, 9},
                                              {Op::linear_attention, 9},
                                              {Op::norm_attention, 3},
                                              {Op::fft_convolution, 1},
-                                             {Op::channel_skip, 2}};
+                                             {Op::channel_skip, 2},
+                                             {Op::channel_skip_activation, 2}};
 
 struct Results {
   std::vector<std::vector<double>> values;

@@ -254,6 +254,31 @@ TEST_CASE("cuda channel_skip: the CPU's values and gradients, any size") {
   }
 }
 
+TEST_CASE("cuda channel_skip_activation: the CPU's values and gradients, any size, each kind of mask") {
+  if (!gpu_here()) return;
+  const int64_t sizes[][3] = {{1, 1, 1}, {3, 100, 260}, {5, 33, 7}, {2, 300, 128}};
+  for (const auto& [batch, time, columns] : sizes)
+    for (const kernels::Dropout& drop :
+         {kernels::Dropout{}, kernels::Dropout{0.3, 5, true}, kernels::Dropout{0.2, 6, false}}) {
+      CAPTURE(time);
+      CAPTURE(columns);
+      CAPTURE(drop.p);
+      const auto run = [&](Context& ctx, const Tensors& in) {
+        constexpr auto f = kernels::Unary::gelu_tanh;
+        Tensor z = ctx.empty_like(in[0]), g = ctx.empty_like(in[0]), dz = ctx.empty_like(in[0]), none;
+        Tensor du = ctx.empty_like(in[0]), dd = ctx.empty_like(in[2]), dz_alone = ctx.empty_like(in[0]);
+        kernels::channel_skip_activation(ctx, in[0], strided(ctx, in[1]), in[2], f, drop, z, g);
+        kernels::channel_skip_activation_backward(ctx, strided(ctx, in[1]), in[2], z, f, drop, in[0], in[1],
+                                                  dz, du, dd, in[0]);
+        kernels::channel_skip_activation_backward(ctx, in[1], in[2], z, f, drop, in[0], none, dz_alone, none,
+                                                  none);
+        return Tensors{z, g, dz, du, dd, dz_alone};
+      };
+      check(run, {normal({batch, time, columns}, 1), normal({batch, time, columns}, 2), normal({columns}, 3)},
+            5e-6);
+    }
+}
+
 TEST_CASE("cuda fft_convolution: float32 within 8 eps log2(2T) |K|_1 max|u|") {
   if (!gpu_here()) return;
   for (const int64_t T : {100, 512, 1000, 2048, 2049, 4200}) {
