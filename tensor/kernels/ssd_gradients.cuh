@@ -1,13 +1,14 @@
 #pragma once
-// Every gradient of one chunk and of all heads of a group: the third kernel of ssd_chunks.h, for N > 16. Half
-// of the eight warps hold dq in registers, the other half dk; all of them make the pairs' matrices and dv.
-// The pairs' matrix M = D ∘ A r that dv needs comes from q and k alone, so it is there before a head begins;
-// from then on each slice of P columns of v, dy, S and R is read once, in one phase between two barriers:
+// Every gradient of one chunk and of all heads of a group: the third kernel of ssd_chunks.h, on tensor
+// cores for N > 16. Half of the eight warps hold dq in registers, the other half dk; all of them make the
+// pairs' matrices and dv. The pairs' matrix M = D ∘ A r that dv needs comes from q and k alone, so it is
+// there before a head begins; from then on each slice of P columns of v, dy, S and R is read once, in one
+// phase between two barriers:
 //   G += dy vᵀ, S's part of dq += dy Sᵀ, R's part of dk += v Rᵀ, ⟨S, R⟩, and the slice of dv = Mᵀ dy + k R
 // while later slices, of the next head too, are on their way. After a head's last slice W grows by D w ∘ G,
 // and the next head's M is made; after the last head dq and dk take W k and Wᵀ q.
 #ifdef EIGENTRACE_WITH_CUDA
-#include "tensor/kernels/ssd_gradients_narrow.cuh"
+#include "tensor/kernels/ssd_gradients_whole.cuh"
 #include "tensor/kernels/ssd_head.cuh"
 
 namespace eigentrace::kernels {
@@ -425,29 +426,30 @@ __global__ void __launch_bounds__(256, 1) ssd_gradients_kernel(const __grid_cons
 
 template <Precision precision>
 void launch_gradients(const Context& ctx, const SsdPass& s) {
-  const auto grid = static_cast<unsigned>(s.B * s.G * s.chunks);
-  const auto start = [&]<int Np, int slice, int stages, bool grouped>() {
-    using Plan = GradientPlan<Np, slice, stages, grouped>;
-    launch(ctx, ssd_gradients_kernel<precision, Np, slice, stages, grouped>, grid, Plan::threads, Plan::bytes,
-           s);
-  };
-  const auto fits = [&]<int Np, int slice, int stages, bool grouped>() {
-    return GradientPlan<Np, slice, stages, grouped>::bytes <= s.shared;
-  };
-  static_assert(GradientPlan<64, 32, 2, true>::bytes <= ssd_least_shared(64) &&
-                GradientPlan<128, 32, 1, true>::bytes <= ssd_least_shared(128));
-  if (s.Np == 16)
-    launch_narrow_gradients<precision>(ctx, s);
-  else if (s.Np == 64 && s.P > 32 && fits.template operator()<64, 64, 2, true>())
-    start.template operator()<64, 64, 2, true>();
-  else if (s.Np == 64)
-    start.template operator()<64, 32, 2, true>();
-  else if (s.G == s.H && fits.template operator()<128, 32, 2, false>())
-    start.template operator()<128, 32, 2, false>();
-  else if (fits.template operator()<128, 32, 2, true>())
-    start.template operator()<128, 32, 2, true>();
-  else
-    start.template operator()<128, 32, 1, true>();
+  if (s.Np == 16 || precision == Precision::fp32) return launch_whole_gradients<precision>(ctx, s);
+  if constexpr (precision != Precision::fp32) {
+    const auto grid = static_cast<unsigned>(s.B * s.G * s.chunks);
+    const auto start = [&]<int Np, int slice, int stages, bool grouped>() {
+      using Plan = GradientPlan<Np, slice, stages, grouped>;
+      launch(ctx, ssd_gradients_kernel<precision, Np, slice, stages, grouped>, grid, Plan::threads,
+             Plan::bytes, s);
+    };
+    const auto fits = [&]<int Np, int slice, int stages, bool grouped>() {
+      return GradientPlan<Np, slice, stages, grouped>::bytes <= s.shared;
+    };
+    static_assert(GradientPlan<64, 32, 2, true>::bytes <= ssd_least_shared(64) &&
+                  GradientPlan<128, 32, 1, true>::bytes <= ssd_least_shared(128));
+    if (s.Np == 64 && s.P > 32 && fits.template operator()<64, 64, 2, true>())
+      start.template operator()<64, 64, 2, true>();
+    else if (s.Np == 64)
+      start.template operator()<64, 32, 2, true>();
+    else if (s.G == s.H && fits.template operator()<128, 32, 2, false>())
+      start.template operator()<128, 32, 2, false>();
+    else if (fits.template operator()<128, 32, 2, true>())
+      start.template operator()<128, 32, 2, true>();
+    else
+      start.template operator()<128, 32, 1, true>();
+  }
 }
 
 }  // namespace eigentrace::kernels
