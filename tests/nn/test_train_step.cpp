@@ -379,6 +379,7 @@ TEST_CASE("train step: after a step that is not finite nothing moves, and the re
       if (s == 6) {
         values[3] = 0.5;  // finite again: the steps to come must not go on all the same
         weight.value.assign(values);
+        step.rates_changed();  // nor for a new table of rates
       }
       step.run(data.input(), data.labels());
     }
