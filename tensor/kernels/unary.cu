@@ -29,18 +29,19 @@ struct BackwardOf {
 };
 
 #ifdef EIGENTRACE_WITH_CUDA
-/// bf16: one kernel for all functions, chosen per pack, instead of one each to compile.
+/// One kernel for all functions and masks, chosen per pack: what a pack waits for is memory, and 76 kernels
+/// need not be compiled.
 struct AnyForward {
   Unary f;
   MaskedElements mask;  // time −1: none
-  template <int width>
-  ET_HD void pack(int64_t element, const Vec<float, width> (&x)[1], Vec<float, width> (&y)[1]) const {
+  template <class T, int width>
+  ET_HD void pack(int64_t element, const Vec<T, width> (&x)[1], Vec<T, width> (&y)[1]) const {
     with_function(f, [&]<class F>() {
 #pragma unroll
       for (int i = 0; i < width; ++i) y[0].x[i] = F::value(x[0].x[i]);
     });
     if (mask.time < 0) return;
-    const Vec<float, width> m = mask.factors<float, width>(element);
+    const Vec<T, width> m = mask.template factors<T, width>(element);
 #pragma unroll
     for (int i = 0; i < width; ++i) y[0].x[i] *= m.x[i];
   }
@@ -48,53 +49,27 @@ struct AnyForward {
 struct AnyBackward {
   Unary f;
   MaskedElements mask;
-  template <int width>
-  ET_HD void pack(int64_t element, const Vec<float, width> (&x)[2], Vec<float, width> (&y)[1]) const {
+  template <class T, int width>
+  ET_HD void pack(int64_t element, const Vec<T, width> (&x)[2], Vec<T, width> (&y)[1]) const {
     with_function(f, [&]<class F>() {
 #pragma unroll
       for (int i = 0; i < width; ++i) y[0].x[i] = x[1].x[i] * F::derivative(x[0].x[i]);
     });
     if (mask.time < 0) return;
-    const Vec<float, width> m = mask.factors<float, width>(element);
+    const Vec<T, width> m = mask.template factors<T, width>(element);
 #pragma unroll
     for (int i = 0; i < width; ++i) y[0].x[i] *= m.x[i];
   }
 };
 
 MaskedElements no_mask(const Context& ctx) { return {dropout_stream(ctx, 0, 0), -1, 1}; }
-void any_forward(const Context& ctx, Unary f, const MaskedElements& mask, const Tensor& x, const Tensor& y) {
-  map_elements_cuda<BFloat16>(ctx, AnyForward{f, mask}, std::array{x}, std::array{y});
-}
-void any_backward(const Context& ctx, Unary f, const MaskedElements& mask, const Tensor& x, const Tensor& dy,
-                  const Tensor& dx) {
-  map_elements_cuda<BFloat16>(ctx, AnyBackward{f, mask}, std::array{x, dy}, std::array{dx});
-}
 
 /// What has a kernel that draws a mask shared over time once for many steps: the study's case. Others draw it
-/// for every element, which spares 76 kernels to compile.
-template <class F, class T>
-constexpr bool draws_once = sizeof(T) == 4 && std::is_same_v<F, functions::GeluTanh>;
-
-template <class F>
-struct Masked {
-  MaskedElements mask;
-  template <class T, int width>
-  ET_HD void pack(int64_t element, const Vec<T, width> (&x)[1], Vec<T, width> (&y)[1]) const {
-    y[0] = mask.template factors<T, width>(element);
-#pragma unroll
-    for (int i = 0; i < width; ++i) y[0].x[i] *= F::value(x[0].x[i]);
-  }
-};
-template <class F>
-struct MaskedBackward {
-  MaskedElements mask;
-  template <class T, int width>
-  ET_HD void pack(int64_t element, const Vec<T, width> (&x)[2], Vec<T, width> (&y)[1]) const {
-    y[0] = mask.template factors<T, width>(element);
-#pragma unroll
-    for (int i = 0; i < width; ++i) y[0].x[i] *= x[1].x[i] * F::derivative(x[0].x[i]);
-  }
-};
+/// for every element.
+template <class T>
+bool draws_once(Unary f, const Dropout& drop) {
+  return sizeof(T) == 4 && drop.shared_over_time && f == Unary::gelu_tanh;
+}
 #endif
 
 }  // namespace
@@ -109,11 +84,10 @@ void unary(Context& ctx, Unary f, const Tensor& x, Tensor& y) {
   if (!(x.shape() == y.shape())) fail("unary: y is " + to_string(y) + ", x is " + to_string(x));
   dispatch_stored(ctx, "unary", x.dtype(), [&]<class T>() {
 #ifdef EIGENTRACE_WITH_CUDA
-    if constexpr (std::is_same_v<T, BFloat16>)
-      any_forward(ctx, f, no_mask(ctx), x, y);
-    else
+    if (ctx.device().is_cuda())
+      return map_elements_cuda<T>(ctx, AnyForward{f, no_mask(ctx)}, std::array{x}, std::array{y});
 #endif
-      with_function(f, [&]<class F>() { map_elements<T>(ctx, Forward<F>{}, std::array{x}, y); });
+    with_function(f, [&]<class F>() { map_elements_cpu<T>(ctx, Forward<F>{}, std::array{x}, y); });
   });
 }
 
@@ -122,11 +96,10 @@ void unary_backward(Context& ctx, Unary f, const Tensor& x, const Tensor& dy, Te
     fail("unary_backward: x is " + to_string(x) + ", dy " + to_string(dy) + ", dx " + to_string(dx));
   dispatch_stored(ctx, "unary_backward", x.dtype(), [&]<class T>() {
 #ifdef EIGENTRACE_WITH_CUDA
-    if constexpr (std::is_same_v<T, BFloat16>)
-      any_backward(ctx, f, no_mask(ctx), x, dy, dx);
-    else
+    if (ctx.device().is_cuda())
+      return map_elements_cuda<T>(ctx, AnyBackward{f, no_mask(ctx)}, std::array{x, dy}, std::array{dx});
 #endif
-      with_function(f, [&]<class F>() { map_elements<T>(ctx, BackwardOf<F>{}, std::array{x, dy}, dx); });
+    with_function(f, [&]<class F>() { map_elements_cpu<T>(ctx, BackwardOf<F>{}, std::array{x, dy}, dx); });
   });
 }
 
@@ -136,15 +109,10 @@ void activation(Context& ctx, Unary f, const Tensor& x, const Dropout& drop, Ten
   if (ctx.device().is_cuda()) {
     const MaskedElements mask = masked_elements(ctx, drop, x);
     return dispatch_stored(ctx, "activation", x.dtype(), [&]<class T>() {
-      if constexpr (std::is_same_v<T, BFloat16>)
-        any_forward(ctx, f, mask, x, y);
-      else
-        with_function(f, [&]<class F>() {
-          if constexpr (draws_once<F, T>)
-            if (drop.shared_over_time && map_shared_mask<T>(ctx, Forward<F>{}, std::array{x}, y, mask.stream))
-              return;
-          map_elements_cuda<T>(ctx, Masked<F>{mask}, std::array{x}, std::array{y});
-        });
+      if (draws_once<T>(f, drop) &&
+          map_shared_mask<float>(ctx, Forward<functions::GeluTanh>{}, std::array{x}, y, mask.stream))
+        return;
+      map_elements_cuda<T>(ctx, AnyForward{f, mask}, std::array{x}, std::array{y});
     });
   }
 #endif
@@ -159,16 +127,10 @@ void activation_backward(Context& ctx, Unary f, const Tensor& x, const Dropout& 
   if (ctx.device().is_cuda()) {
     const MaskedElements mask = masked_elements(ctx, drop, x);
     return dispatch_stored(ctx, "activation_backward", x.dtype(), [&]<class T>() {
-      if constexpr (std::is_same_v<T, BFloat16>)
-        any_backward(ctx, f, mask, x, dy, dx);
-      else
-        with_function(f, [&]<class F>() {
-          if constexpr (draws_once<F, T>)
-            if (drop.shared_over_time &&
-                map_shared_mask<T>(ctx, BackwardOf<F>{}, std::array{x, dy}, dx, mask.stream))
-              return;
-          map_elements_cuda<T>(ctx, MaskedBackward<F>{mask}, std::array{x, dy}, std::array{dx});
-        });
+      if (draws_once<T>(f, drop) &&
+          map_shared_mask<float>(ctx, BackwardOf<functions::GeluTanh>{}, std::array{x, dy}, dx, mask.stream))
+        return;
+      map_elements_cuda<T>(ctx, AnyBackward{f, mask}, std::array{x, dy}, std::array{dx});
     });
   }
 #endif
