@@ -19,7 +19,7 @@ CONFIGURE = cmake -S . -B $(BUILD) -G Ninja -DEIGENTRACE_CUDA=$(CUDA) "-DEIGENTR
             $(if $(LAUNCHER),-DCMAKE_CXX_COMPILER_LAUNCHER=$(LAUNCHER) -DCMAKE_CUDA_COMPILER_LAUNCHER=$(LAUNCHER))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup configure build demo test test-all test-emulated bundle bench check format install clean
+.PHONY: help setup configure build demo test test-all test-emulated sanitize-gpu bundle bench check format install clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ test-emulated: setup ## every CUDA kernel on the CPU (tests/simt), for machines 
 	@$(MAKE) --no-print-directory BUILD=build-emulated CUDA=EMULATE configure
 	@cmake --build build-emulated --target eigentrace_tests
 	@build-emulated/eigentrace_tests -tc="cuda*,train step*,graph*"
+
+sanitize-gpu: configure ## every GPU test under compute-sanitizer's memcheck and racecheck
+	@cmake --build $(BUILD) --target eigentrace_tests
+	@PATH=$$PATH:/usr/local/cuda/bin tools/sanitize_gpu.sh $(BUILD)/eigentrace_tests
 
 bundle: ## dist/eigentrace.tar.xz: program, its libraries and experiments, to run on other machines
 	@$(MAKE) --no-print-directory BUILD=build-bundle PORTABLE=ON build

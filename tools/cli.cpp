@@ -147,6 +147,7 @@ void declare_commands(CLI::App& app, std::function<int()>& chosen) {
   subcommand<SelftestOptions>(
       app, "selftest", "check every op on this device: values, gradients, the same bits twice", chosen,
       selftest_command, [](CLI::App* c, SelftestOptions& o) {
+        c->add_option("only", o.only, "check cases whose name contains one of these words");
         c->add_option("--seed", o.seed, "of shapes and numbers")->capture_default_str();
       });
   subcommand<BenchOptions>(

@@ -98,6 +98,7 @@ struct GradcheckOptionsCli : CommonOptions {
 int gradcheck_command(const GradcheckOptionsCli& options);
 
 struct SelftestOptions : CommonOptions {
+  std::vector<std::string> only;  ///< substrings of cases' names
   uint64_t seed = 1;
 };
 int selftest_command(const SelftestOptions& options);

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <string>
 
 #include "autograd/op_cases.h"
 #include "tensor/error.h"
@@ -52,7 +53,17 @@ int selftest_command(const SelftestOptions& options) {
   const Device device = parse_device(options.device);
   Context cpu, ctx(device, device.is_cuda() ? size_t{1} << 30 : 0);
   cpu.poison = ctx.poison = true;  // a result that nothing wrote is not a number
-  const std::vector<OpCase> cases = op_cases();
+  std::vector<OpCase> cases = op_cases();
+  const auto wanted = [&](const OpCase& op_case) {
+    return options.only.empty() || std::ranges::any_of(options.only, [&](const std::string& word) {
+             return op_case.name.find(word) != std::string::npos;
+           });
+  };
+  std::erase_if(cases, [&](const OpCase& op_case) { return !wanted(op_case); });
+  if (cases.empty())
+    fail_usage(
+        fmt::format("selftest: no case's name contains {}; `eigentrace gradcheck --list` names the ops",
+                    fmt::join(options.only, " or ")));
   std::vector<Line> lines;
   Progress progress("selftest", static_cast<int64_t>(cases.size()));
   for (const OpCase& op_case : cases) {
@@ -87,7 +98,7 @@ int selftest_command(const SelftestOptions& options) {
       fmt::print("{:<52} {:>9.1e} {:>9.1e} {:>9.0f}% {:>9.1e}  {:<9} {}\n", line.name, line.f64, line.f32,
                  100 * line.rounded, line.gradient, line.same_bits ? "same" : "differ",
                  line.pass ? "pass" : "FAIL " + line.error);
-    fmt::print("{} cases, {} failed\n", lines.size(), failed);
+    fmt::print("{} case{}, {} failed\n", lines.size(), lines.size() == 1 ? "" : "s", failed);
   }
   return failed == 0 ? 0 : 1;
 }
