@@ -265,8 +265,8 @@ void linear_backward_bias(Context& ctx, const Tensor& dy, Tensor& dbias) {
 
 Tensor empty_rows(Context& ctx, const Shape& shape, DType dtype) {
   constexpr int64_t multiple = 8, least = 32;  // short rows: more padding than they are worth
-  const int64_t width = shape.rank() == 0 ? 0 : shape[-1];
-  if (!ctx.device().is_cuda() || width % 4 == 0 || width < least) return ctx.empty(shape, dtype);
+  const int64_t width = shape.rank() == 0 ? 0 : shape[-1], piece = 16 / static_cast<int64_t>(size_of(dtype));
+  if (!ctx.device().is_cuda() || width % piece == 0 || width < least) return ctx.empty(shape, dtype);
   Shape wide = shape;
   wide[-1] = (width + multiple - 1) / multiple * multiple;
   return ctx.empty(wide, dtype).slice(shape.rank() - 1, 0, width);

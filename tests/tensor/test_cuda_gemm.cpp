@@ -198,6 +198,8 @@ TEST_CASE("cuda products: a width of 385, whose rows are padded") {
   const Tensor padded = kernels::empty_rows(ctx, {3, 5, 385}, DType::f32);
   CHECK(padded.stride(1) == 392);
   CHECK(padded.stride(0) == 5 * 392);
+  CHECK(kernels::empty_rows(ctx, {3, 644}, DType::f32).stride(0) == 644);
+  CHECK(kernels::empty_rows(ctx, {3, 644}, DType::bf16).stride(0) == 648);
   CHECK(kernels::empty_rows(ctx, {5, 384}, DType::f32).contiguous());
   CHECK(kernels::empty_rows(ctx, {5, 9}, DType::f32).contiguous());
   check_linear(tf32, 130, 36, 385, 7, false);
