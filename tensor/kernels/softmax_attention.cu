@@ -246,8 +246,9 @@ void softmax_attention_backward(Context& ctx, const Tensor& q, const Tensor& k, 
   Tensor delta = ctx.empty({q.dim(0), q.dim(2), q.dim(1)}, q.dtype());
 #ifdef EIGENTRACE_WITH_CUDA
   const AttentionPlan plan = cuda ? attention_plan(ctx, q, v, scale) : AttentionPlan{};
-  Tensor parts;
-  if (plan.exists() && dq.defined()) parts = ctx.empty({attention_part_elements(plan, q)}, q.dtype());
+  Tensor memory;
+  if (const int64_t n = plan.exists() ? attention_backward_elements(plan, q, dq.defined()) : 0)
+    memory = ctx.empty({n}, q.dtype());
 #endif
   if (lse.numel() == 0) return;
   dispatch_floating(ctx, "softmax_attention_backward", q.dtype(), [&]<class T>() {
@@ -261,11 +262,11 @@ void softmax_attention_backward(Context& ctx, const Tensor& q, const Tensor& k, 
          dk.defined(), dv.defined(), delta.data<T>()}};
 #ifdef EIGENTRACE_WITH_CUDA
     if (cuda) {
-      if (dq.defined() || dk.defined()) attention_delta<T>(ctx, a, a);
+      if (!plan.wgmma && (dq.defined() || dk.defined())) attention_delta<T>(ctx, a, a);
       if constexpr (std::is_same_v<T, float>)
         if (plan.exists())
           return attention_tensor_cores_backward(ctx, plan, a, a,
-                                                 parts.defined() ? parts.data<T>() : nullptr);
+                                                 memory.defined() ? memory.data<T>() : nullptr);
       return attention_scalar_backward<T>(ctx, a, a);
     }
 #endif

@@ -87,12 +87,18 @@ struct AttentionPlan {
   Precision precision = Precision::fp32;
   int N = 0, P = 0, rows = 0;
   int64_t key_blocks = 0;
+  bool wgmma = false;  ///< the backward pass
   bool exists() const { return N > 0; }
 };
+/// Of softmax_attention_wgmma.cuh: whether an instance exists, its warpgroups of 64 keys, and queries a tile.
+constexpr bool attention_wgmma_has(int N, int P) { return (N == 16 && P <= 128) || (N == 128 && P == 128); }
+constexpr int attention_wgmma_groups(int, int) { return 2; }
+constexpr int attention_wgmma_queries = 64;
+constexpr int attention_pack_bytes(int N, int P) { return attention_wgmma_queries * (2 * (N + P) + 8); }
 /// None exists for fp32, f64, heads wider than 128, scale ≤ 0, and where shared memory is too small.
 AttentionPlan attention_plan(const Context& ctx, const Tensor& q, const Tensor& v, double scale);
-/// Elements of step memory for the parts of dq.
-int64_t attention_part_elements(const AttentionPlan& plan, const Tensor& q);
+/// Elements of step memory of the backward pass: what is packed, and the parts of dq if that is wanted.
+int64_t attention_backward_elements(const AttentionPlan& plan, const Tensor& q, bool wants_q);
 /// Blocks of keys first_block + 0 … of one launch write dq's parts [block][B·H][T][N], rows from their own
 /// on.
 struct AttentionParts {
@@ -100,10 +106,16 @@ struct AttentionParts {
   int first_block, blocks;
 };
 void attention_tensor_cores(const Context& ctx, const AttentionPlan& plan, const AttentionOperands<float>& a);
-/// parts: attention_part_elements, or null if dq is not wanted.
+/// memory: attention_backward_elements, or null if there are none.
 void attention_tensor_cores_backward(const Context& ctx, const AttentionPlan& plan,
                                      const AttentionOperands<float>& a, const AttentionGradients<float>& g,
-                                     float* parts);
+                                     float* memory);
+/// plan.wgmma: q, dy, lse and delta as the second one reads them, once; the parts' blocks of keys.
+void attention_pack(const Context& ctx, const AttentionPlan& plan, const AttentionOperands<float>& a,
+                    const AttentionGradients<float>& g, void* packs);
+void attention_wgmma_backward(const Context& ctx, const AttentionPlan& plan,
+                              const AttentionOperands<float>& a, const AttentionGradients<float>& g,
+                              const AttentionParts& parts, const void* packs);
 /// One launch each, M: AttentionBf16, AttentionTf32 or AttentionTf32x3 (softmax_attention_<precision>.cu).
 template <class M>
 void attention_mma(const Context& ctx, const AttentionPlan& plan, const AttentionOperands<float>& a);

@@ -1,4 +1,5 @@
 // Softmax attention on tensor cores, the host's side: which instance runs, and dq out of its parts.
+#include "tensor/gemm_outer_wgmma.h"
 #include "tensor/kernels/softmax_attention_fragments.cuh"
 
 #ifdef EIGENTRACE_WITH_CUDA
@@ -52,16 +53,29 @@ AttentionPlan attention_plan(const Context& ctx, const Tensor& q, const Tensor& 
     const size_t bytes = std::max(attention_forward_bytes(forward, precision, x.N, x.P),
                                   attention_backward_bytes(backward, precision, x.N, x.P));
     if (q.dim(3) > x.N || v.dim(3) > x.P || bytes > static_cast<size_t>(limit)) continue;
-    const int rows = backward.rows();
+    const bool wgmma = precision == Precision::bf16 && attention_wgmma_has(x.N, x.P) && wgmma_exists(ctx);
+    const int rows = wgmma ? 64 * attention_wgmma_groups(x.N, x.P) : backward.rows();
     const int64_t part = std::max<int64_t>(q.dim(0) * q.dim(2) * T * x.N, 1);
-    return {precision, x.N, x.P, rows,
-            std::clamp<int64_t>(most_part_elements / part, 1, std::max<int64_t>((T + rows - 1) / rows, 1))};
+    return {precision,
+            x.N,
+            x.P,
+            rows,
+            std::clamp<int64_t>(most_part_elements / part, 1, std::max<int64_t>((T + rows - 1) / rows, 1)),
+            wgmma};
   }
   return {};
 }
 
-int64_t attention_part_elements(const AttentionPlan& plan, const Tensor& q) {
-  return plan.key_blocks * q.dim(0) * q.dim(2) * q.dim(1) * plan.N;
+namespace {
+int64_t pack_elements(const AttentionPlan& plan, int64_t items, int64_t T) {
+  const int64_t tiles = (T + attention_wgmma_queries - 1) / attention_wgmma_queries;
+  return plan.wgmma ? items * tiles * (attention_pack_bytes(plan.N, plan.P) / 4) : 0;
+}
+}  // namespace
+
+int64_t attention_backward_elements(const AttentionPlan& plan, const Tensor& q, bool wants_q) {
+  const int64_t items = q.dim(0) * q.dim(2), T = q.dim(1);
+  return pack_elements(plan, items, T) + (wants_q ? plan.key_blocks * items * T * plan.N : 0);
 }
 
 void attention_tensor_cores(const Context& ctx, const AttentionPlan& plan,
@@ -73,14 +87,18 @@ void attention_tensor_cores(const Context& ctx, const AttentionPlan& plan,
 
 void attention_tensor_cores_backward(const Context& ctx, const AttentionPlan& plan,
                                      const AttentionOperands<float>& a, const AttentionGradients<float>& g,
-                                     float* data) {
+                                     float* memory) {
   const int64_t blocks = (a.size.T + plan.rows - 1) / plan.rows;
   const int64_t pieces = a.size.B * a.size.H * a.size.T * ((a.size.N + 3) / 4);
   const float factor = a.drops ? a.scale * static_cast<float>(a.mask.keep_scale) : a.scale;
+  if (plan.wgmma) attention_pack(ctx, plan, a, g, memory);
+  float* const data = memory + pack_elements(plan, a.size.B * a.size.H, a.size.T);
   for (int64_t first = 0; first < blocks; first += plan.key_blocks) {
     const AttentionParts parts{data, static_cast<int>(first),
                                static_cast<int>(std::min(plan.key_blocks, blocks - first))};
-    if (plan.precision == Precision::bf16)
+    if (plan.wgmma)
+      attention_wgmma_backward(ctx, plan, a, g, parts, memory);
+    else if (plan.precision == Precision::bf16)
       attention_mma_backward<AttentionBf16>(ctx, plan, a, g, parts);
     else if (plan.precision == Precision::tf32)
       attention_mma_backward<AttentionTf32>(ctx, plan, a, g, parts);

@@ -1,0 +1,44 @@
+// Softmax attention's kernels for devices with wgmma: compiled for architecture 90a where 90 is asked for.
+#include "tensor/kernels/softmax_attention_wgmma.cuh"
+
+#ifdef EIGENTRACE_WITH_CUDA
+namespace eigentrace::kernels {
+namespace {
+
+template <class Body>
+void with_wgmma_sizes(const AttentionPlan& plan, Body&& body) {
+  if (plan.P == 32) return body.template operator()<16, 32>();
+  if (plan.N == 16) return body.template operator()<16, 128>();
+  body.template operator()<128, 128>();
+}
+
+}  // namespace
+
+void attention_pack(const Context& ctx, const AttentionPlan& plan, const AttentionOperands<float>& a,
+                    const AttentionGradients<float>& g, void* packs) {
+  const AttentionAccess access = access_of(a, g);
+  const bool y_in_fours = reinterpret_cast<uintptr_t>(a.y.data) % 16 == 0 &&
+                          (a.y.batch % 4 | a.y.time % 4 | a.y.head % 4 | a.size.P % 4) == 0;
+  const int64_t tiles = (a.size.T + attention_wgmma_queries - 1) / attention_wgmma_queries;
+  with_wgmma_sizes(plan, [&]<int N, int P>() {
+    launch(ctx, attention_pack_kernel<N, P>, static_cast<unsigned>(tiles * a.size.B * a.size.H),
+           attention_pack_threads, 0, a, g, access, y_in_fours, static_cast<unsigned char*>(packs),
+           static_cast<int>(tiles));
+  });
+}
+
+void attention_wgmma_backward(const Context& ctx, const AttentionPlan& plan,
+                              const AttentionOperands<float>& a, const AttentionGradients<float>& g,
+                              const AttentionParts& parts, const void* packs) {
+  with_wgmma_sizes(plan, [&]<int N, int P>() {
+    using Block = AttentionWgmmaBlock<N, P>;
+    launch(
+        ctx,
+        a.drops ? attention_wgmma_backward_kernel<N, P, true> : attention_wgmma_backward_kernel<N, P, false>,
+        static_cast<unsigned>(a.size.B * a.size.H * parts.blocks), Block::threads, Block::bytes, a, g,
+        access_of(a, g), parts, static_cast<const unsigned char*>(packs));
+  });
+}
+
+}  // namespace eigentrace::kernels
+#endif

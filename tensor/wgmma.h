@@ -1,0 +1,188 @@
+#pragma once
+// Products of a warpgroup (128 threads) with operands in shared memory, and bulk copies there: what sm_90a
+// alone has (H100, H200). For .cu files compiled for 90a, see wgmma_exists.
+//
+// D[64 × n] += A[64 × 16] B[16 × n] in bf16. Of D, warp w of the group holds rows 16 w … 16 w + 15, in them
+// lane 4 g + t rows g, g + 8 and columns 8 c + 2 t, 8 c + 2 t + 1: d[4 c + 2 (row ≥ 8) + column % 2]; A from
+// registers is mma.sync's fragment (tensor/mma.h) of the same 16 rows.
+#ifdef EIGENTRACE_WITH_CUDA
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace eigentrace {
+
+/// A tile of bf16 in shared memory, rows × width, as products and bulk copies want it: rows of at most 128
+/// bytes, wider tiles in parts of 64 columns one after the other, 16-byte pieces swizzled by the hardware's
+/// rule. Addresses are multiples of 1024 bytes.
+template <int width, int rows>
+struct WgmmaTile {
+  static constexpr int row_bytes = width < 64 ? 2 * width : 128, pieces = row_bytes / 16;
+  static constexpr int bytes = 2 * width * rows, part_bytes = rows * row_bytes;
+  static_assert(width % 16 == 0 && rows % 8 == 0 && (width <= 64 || width % 64 == 0));
+  /// In bytes.
+  __host__ __device__ static constexpr int offset(int row, int column) {
+    const int in = row * row_bytes + column % 64 * 2;
+    return column / 64 * rows * row_bytes + (in ^ ((in / 128 & (pieces - 1)) << 4));
+  }
+};
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+/// How a product finds a tile's rows; its columns 16 k … 16 k + 15 or its rows 16 k … 16 k + 15 are the
+/// depth. `row`, a multiple of 64: where a left operand begins. `part`: the part of 64 columns where the
+/// other axis begins.
+template <class Tile>
+__device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address) {
+  constexpr uint64_t swizzle = Tile::row_bytes == 128 ? 1 : Tile::row_bytes == 64 ? 2 : 3;
+  constexpr uint64_t layout =
+      uint64_t{Tile::part_bytes / 16} << 16 | uint64_t{Tile::row_bytes * 8 / 16} << 32 | swizzle << 62;
+  return layout | static_cast<uint64_t>(address >> 4);
+}
+template <class Tile>
+__device__ __forceinline__ uint64_t wgmma_columns_of(uint32_t tile, int k, int row = 0) {
+  return wgmma_descriptor<Tile>(
+      tile + static_cast<uint32_t>(k / 4 * Tile::part_bytes + k % 4 * 32 + row * Tile::row_bytes));
+}
+template <class Tile>
+__device__ __forceinline__ uint64_t wgmma_rows_of(uint32_t tile, int k, int column = 0) {
+  return wgmma_descriptor<Tile>(
+      tile +
+      static_cast<uint32_t>(k * 16 * Tile::row_bytes + column / 64 * Tile::part_bytes + column % 64 * 2));
+}
+
+#define ET_D8(i)                                                                              \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
+      "+f"(d[i + 6]), "+f"(d[i + 7])
+#define ET_8 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define ET_16 ET_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define ET_32 ET_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define ET_64                                                                                         \
+  ET_32                                                                                               \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, " \
+  "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define ET_OUT_16 ET_D8(0)
+#define ET_OUT_32 ET_OUT_16, ET_D8(8)
+#define ET_OUT_64 ET_OUT_32, ET_D8(16), ET_D8(24)
+#define ET_OUT_128 ET_OUT_64, ET_D8(32), ET_D8(40), ET_D8(48), ET_D8(56)
+#define ET_WGMMA_A(n, list, a0, a1, a2, a3, b, add, turned)                                           \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #add ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n \
+               "k16.f32.bf16.bf16 {" list "}, {%" #a0 ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #b         \
+               ", p, 1, 1, %" #turned ";\n}"                                                          \
+               : ET_OUT_##n                                                                           \
+               : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "l"(right), "r"(static_cast<int>(adds)), \
+                 "n"(right_rows))
+#define ET_WGMMA(n, list, a, b, add, a_turned, b_turned)                                                     \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #add ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n        \
+               "k16.f32.bf16.bf16 {" list "}, %" #a ", %" #b ", p, 1, 1, %" #a_turned ", %" #b_turned ";\n}" \
+               : ET_OUT_##n                                                                                  \
+               : "l"(left), "l"(right), "r"(static_cast<int>(adds)), "n"(left_rows), "n"(right_rows))
+
+/// d = (adds ? d : 0) + A B, A in registers; right_rows: B is described by wgmma_rows_of, else
+/// wgmma_columns_of. Asynchronous: between wgmma_fence and wgmma_wait nothing may touch d and x.
+template <int n, int right_rows>
+__device__ __forceinline__ void wgmma_bf16(float (&d)[n / 2], const uint32_t (&x)[4], uint64_t right,
+                                           bool adds) {
+  static_assert(n == 16 || n == 32 || n == 64 || n == 128);
+  if constexpr (n == 16) ET_WGMMA_A(16, ET_8, 8, 9, 10, 11, 12, 13, 14);
+  if constexpr (n == 32) ET_WGMMA_A(32, ET_16, 16, 17, 18, 19, 20, 21, 22);
+  if constexpr (n == 64) ET_WGMMA_A(64, ET_32, 32, 33, 34, 35, 36, 37, 38);
+  if constexpr (n == 128) ET_WGMMA_A(128, ET_64, 64, 65, 66, 67, 68, 69, 70);
+}
+/// A in shared memory too.
+template <int n, int left_rows, int right_rows>
+__device__ __forceinline__ void wgmma_bf16(float (&d)[n / 2], uint64_t left, uint64_t right, bool adds) {
+  static_assert(n == 16 || n == 32 || n == 64 || n == 128);
+  if constexpr (n == 16) ET_WGMMA(16, ET_8, 8, 9, 10, 11, 12);
+  if constexpr (n == 32) ET_WGMMA(32, ET_16, 16, 17, 18, 19, 20);
+  if constexpr (n == 64) ET_WGMMA(64, ET_32, 32, 33, 34, 35, 36);
+  if constexpr (n == 128) ET_WGMMA(128, ET_64, 64, 65, 66, 67, 68);
+}
+#undef ET_D8
+#undef ET_8
+#undef ET_16
+#undef ET_32
+#undef ET_64
+#undef ET_OUT_16
+#undef ET_OUT_32
+#undef ET_OUT_64
+#undef ET_OUT_128
+#undef ET_WGMMA_A
+#undef ET_WGMMA
+
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+/// Until at most `pending` committed groups are under way.
+template <int pending>
+__device__ __forceinline__ void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
+}
+/// Nothing that touches x moves past this: products in flight read or write it.
+template <int n>
+__device__ __forceinline__ void wgmma_pin(float (&x)[n]) {
+#pragma unroll
+  for (float& f : x) asm volatile("" : "+f"(f)::"memory");
+}
+template <int n>
+__device__ __forceinline__ void wgmma_pin(uint32_t (&x)[n][4]) {
+#pragma unroll
+  for (auto& fragment : x)
+#pragma unroll
+    for (uint32_t& f : fragment) asm volatile("" : "+r"(f)::"memory");
+}
+
+/// What threads wrote to shared memory is there for products and bulk copies after this and a barrier.
+__device__ __forceinline__ void fence_for_async() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/// A barrier of one arrival; addresses in shared memory, 8 bytes each.
+__device__ __forceinline__ void bulk_barrier_init(uint32_t barrier) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
+}
+/// `bytes` (a multiple of 16, as both addresses) from global to shared memory; one thread. The barrier's
+/// phase ends when they are there.
+__device__ __forceinline__ void bulk_copy(uint32_t to, const void* from, int bytes, uint32_t barrier) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+      "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+/// Until the phase of this parity has ended.
+__device__ __forceinline__ void bulk_wait(uint32_t barrier, int parity) {
+  asm volatile(
+      "{\n.reg .pred done;\nagain:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+/// Named barriers, 1 … 15: `threads` arrive, those that sync wait until all have.
+__device__ __forceinline__ void named_arrive(int barrier, int threads) {
+  asm volatile("barrier.cta.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void named_sync(int barrier, int threads) {
+  asm volatile("barrier.cta.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+/// A warpgroup's registers a thread from here on: fewer first, then more where they have become free.
+template <int registers>
+__device__ __forceinline__ void fewer_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(registers));
+}
+template <int registers>
+__device__ __forceinline__ void more_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(registers));
+}
+/// Four 8 × 8 matrices of bf16, laid down as ldmatrix reads them: lane 8 m + r says where row r of matrix m
+/// goes.
+__device__ __forceinline__ void stmatrix_x4(uint32_t to, const uint32_t (&x)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x[0]),
+               "r"(x[1]), "r"(x[2]), "r"(x[3])
+               : "memory");
+}
+#endif
+
+}  // namespace eigentrace
+#endif
