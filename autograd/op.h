@@ -56,6 +56,7 @@ namespace eigentrace {
   X(channel_skip_activation, "z = y + d_c u, and dropout(f(z))")          \
   X(lru_maps, "λ, exp(γ) B and [Re C, −Im C] of an LRU")                  \
   /* ops_loss.h */                                                        \
+  X(labelled_rows, "y_m = x at labelled row m")                           \
   X(cross_entropy, "Σ_m w_m (log Σ exp(z_m) − z_m[label_m]) / count")     \
   X(vocabulary_head, "cross_entropy(x Wᵀ + b) at the labelled rows only") \
   X(log_softmax, "y = x − log Σ exp(x) over the last axis")

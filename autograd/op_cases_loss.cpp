@@ -22,6 +22,37 @@ Labels some_labels(Rng& rng, int64_t rows, int64_t classes, Device device) {
           Tensor::from(weights, {M}, device), Tensor::from(std::vector<double>{count}, {1}, device)};
 }
 
+OpCase labelled_rows_case() {
+  return {"labelled_rows: half of the rows, with heads", Op::labelled_rows,
+          [](uint64_t seed, Device device) {
+            Rng rng(seed);
+            const int64_t steps = odd_size(rng), width = odd_size(rng, 7);
+            const Labels labels = some_labels(rng, 3 * steps, 5, device);
+            return OpInstance{[=](Tape&, const Values& x) { return Values{labelled_rows(x[0], labels)}; },
+                              {normal_tensor(rng, {3, steps, 2, width}, device)},
+                              {"x"}};
+          },
+          1e-6};
+}
+
+/// Label m at row m.
+OpCase head_of_gathered_case() {
+  return {
+      "vocabulary_head: of gathered rows", Op::vocabulary_head,
+      [](uint64_t seed, Device device) {
+        Rng rng(seed);
+        const int64_t classes = odd_size(rng), width = odd_size(rng, 7);
+        Labels labels = some_labels(rng, odd_size(rng), classes, device);
+        labels.rows = {};
+        const int64_t rows = labels.labels.numel();
+        return OpInstance{
+            [=](Tape&, const Values& x) { return Values{vocabulary_head(x[0], x[1], Var(), labels).value}; },
+            {normal_tensor(rng, {1, rows, width}, device), normal_tensor(rng, {classes, width}, device)},
+            {"x", "weight"}};
+      },
+      2e-6};
+}
+
 OpCase cross_entropy_case() {
   return {"cross_entropy: half of the rows labelled", Op::cross_entropy,
           [](uint64_t seed, Device device) {
@@ -71,8 +102,12 @@ OpCase log_softmax_case() {
 }  // namespace
 
 std::vector<OpCase> op_cases_loss() {
-  return {cross_entropy_case(), vocabulary_head_case("with bias", true),
-          vocabulary_head_case("without bias", false), log_softmax_case()};
+  return {labelled_rows_case(),
+          cross_entropy_case(),
+          vocabulary_head_case("with bias", true),
+          vocabulary_head_case("without bias", false),
+          head_of_gathered_case(),
+          log_softmax_case()};
 }
 
 }  // namespace eigentrace

@@ -4,9 +4,9 @@
 
 namespace eigentrace {
 
-/// Labelled rows on the device, padded to a fixed capacity M with weight 0.
+/// Labelled rows on the device, padded at the end to a fixed capacity M with weight 0.
 struct Labels {
-  Tensor rows;     ///< i32 [M], row of the logits or features, ascending
+  Tensor rows;     ///< i32 [M], row of the logits or features, ascending; undefined: label m's row is m
   Tensor labels;   ///< i32 [M]
   Tensor weights;  ///< f32 [M], 1 or 0
   Tensor count;    ///< f64 [1], what the sum of losses is divided by
@@ -18,6 +18,10 @@ struct Loss {
   Tensor loss_sum;  ///< f64 [1], Σ weight · loss
   Tensor argmax;    ///< i32 [M], the predicted class of each labelled row (−1 where the weight is 0)
 };
+
+/// x [B,T,…] → [1,M,…], x at the labelled rows b T + t, zero where the weight is 0. For the first two axes'
+/// rows.
+Var labelled_rows(const Var& x, const Labels& labels);
 
 /// logits [R,V] (or [B,T,V]); only labelled rows are read, the gradient of others is zero.
 Loss cross_entropy(const Var& logits, const Labels& labels);

@@ -2,12 +2,17 @@
 #include <cmath>
 
 #include "autograd/ops_linear.h"
+#include "autograd/ops_loss.h"
 #include "autograd/ops_norm.h"
 #include "autograd/ops_sequence.h"
 #include "autograd/ops_shape.h"
 #include "nn/module.h"
 
 namespace eigentrace {
+
+Var Forward::wanted_rows(int layer, const Var& x) const {
+  return only && layer == last ? labelled_rows(x, *only) : x;
+}
 
 Linear::Linear(ParameterList& list, const std::string& name, int64_t in, int64_t out, bool with_bias) {
   const double bound = 1.0 / std::sqrt(static_cast<double>(in));

@@ -21,7 +21,7 @@ Var Mixer::operator()(Forward& forward, int layer, const Var& x, const Activatio
              ", found " + to_string(replacement.shape()));
       mixed.y = replacement, mixed.activated = {};
     }
-  Var y = finish(forward, *all, mixed.y);
+  Var y = finish(forward, *all, forward.wanted_rows(layer, mixed.y));
   if (forward.on_mixer_output) forward.on_mixer_output(layer, x, y);
   if (!then) return y;
   return mixed.activated.defined() ? mixed.activated : activation(then->f, y, then->dropout, then->mask);

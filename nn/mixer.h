@@ -65,7 +65,8 @@ class Mixer {
   virtual Mixed mix_activated(Forward& forward, const Terms& terms, const Activation&) const {
     return mix(forward, terms);
   }
-  /// All that comes after it: [B,T,D].
+  /// All that comes after it: [B,T,D]. y may be some rows of the recurrence's only, as one sequence, if the
+  /// model leaves_rows_out.
   virtual Var finish(Forward& forward, const Terms& terms, const Var& y) const = 0;
 
   /// (Λ, B, C, D) as views of what terms and mix computed: no copies beyond their size, valid while they are.

@@ -37,6 +37,8 @@ class Model {
   virtual std::vector<const Mixer*> mixers() const = 0;
   /// True iff there is one output per position.
   virtual bool per_position() const = 0;
+  /// True iff `features` may be asked for labelled rows alone (Forward::only).
+  virtual bool leaves_rows_out() const { return false; }
   /// True iff the published model ends in log-softmax (its loss is the same).
   virtual bool log_softmax_output() const { return false; }
 

@@ -72,6 +72,7 @@ class ParameterList {
 class Mixer;
 struct Terms;
 struct Mixed;
+struct Labels;
 
 /// Settings of one pass. A pass makes one leaf per parameter, however often the parameter is used.
 struct Forward {
@@ -87,6 +88,13 @@ struct Forward {
   std::function<void(int layer, const Var& input, const Var& output)> on_mixer_output;
   /// Sees the output of every block, residual, gate and post-norm included.
   std::function<void(int layer, const Var& output)> on_block;
+
+  /// Rows that the loss reads. Set by Model::loss, for models that leave all others out behind the recurrence
+  /// of their last mixer, number `last`: from there on features are [1,M,D]. Null: every row.
+  const Labels* only = nullptr;
+  int last = -1;
+  /// x, a value behind the recurrence of mixer `layer`, or its labelled rows.
+  Var wanted_rows(int layer, const Var& x) const;
 
   Context& ctx() const { return tape.ctx(); }
   /// The parameter on this tape; undefined for null (an absent bias).

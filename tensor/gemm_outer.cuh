@@ -227,13 +227,17 @@ inline void outer_long(Context& ctx, const Product<float>& product, float* sums,
                        whole(length),
                        whole(pieces),
                        scratch,
-                       sums ? partial_sums : nullptr};
+                       sums ? partial_sums : nullptr,
+                       by_wgmma && product.c.transposed && !sums};
   const dim3 grid(blocks_for(M, outer_tile) * blocks_for(N, outer_tile), static_cast<unsigned>(pieces));
   if (by_wgmma)
     outer_wgmma(ctx, p);
   else
     launch(ctx, outer_kernel, grid, outer_threads, outer_shared_bytes, p);
-  sum_pieces(ctx, {scratch, partial_sums, p.pieces, M, N, product.c, sums, sums_stride, false});
+  if (p.turned)
+    sum_pieces(ctx, {scratch, nullptr, p.pieces, N, M, product.c.t(), nullptr, 0, false});
+  else
+    sum_pieces(ctx, {scratch, partial_sums, p.pieces, M, N, product.c, sums, sums_stride, false});
 }
 
 }  // namespace eigentrace

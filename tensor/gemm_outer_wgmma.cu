@@ -213,11 +213,20 @@ __global__ void __launch_bounds__(wgmma_threads, 1)
   pin(d), pin(a[0]), pin(a[1]);
 
   const int i = i0 + warp * 16 + 2 * g;  // and i + 1: row g + 8 of the fragments
-  float* out = p.products + (static_cast<int64_t>(piece) * p.M + i) * p.N + j0 + 2 * t;
+  if (p.turned) {
+    float* out = p.products + (static_cast<int64_t>(piece) * p.N + j0 + 2 * t) * p.M + i;
 #pragma unroll
-  for (int n = 0; n < 32; ++n) {
-    *reinterpret_cast<float2*>(out + 8 * n) = make_float2(d[4 * n], d[4 * n + 1]);
-    *reinterpret_cast<float2*>(out + p.N + 8 * n) = make_float2(d[4 * n + 2], d[4 * n + 3]);
+    for (int n = 0; n < 32; ++n, out += 8 * p.M) {
+      *reinterpret_cast<float2*>(out) = make_float2(d[4 * n], d[4 * n + 2]);
+      *reinterpret_cast<float2*>(out + p.M) = make_float2(d[4 * n + 1], d[4 * n + 3]);
+    }
+  } else {
+    float* out = p.products + (static_cast<int64_t>(piece) * p.M + i) * p.N + j0 + 2 * t;
+#pragma unroll
+    for (int n = 0; n < 32; ++n) {
+      *reinterpret_cast<float2*>(out + 8 * n) = make_float2(d[4 * n], d[4 * n + 1]);
+      *reinterpret_cast<float2*>(out + p.N + 8 * n) = make_float2(d[4 * n + 2], d[4 * n + 3]);
+    }
   }
   if (!sums_wanted) return;
 #pragma unroll

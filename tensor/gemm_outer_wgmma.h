@@ -13,9 +13,10 @@ struct OuterProduct {
   const float *a, *b;
   int64_t a_ld, b_ld;
   int M, N, K;
-  int length, pieces;  ///< length: a multiple of outer_depth
-  float* products;     ///< [pieces, M, N]
-  float* sums;         ///< [pieces, M]: Σ_k A(k, i); null: not wanted
+  int length, pieces;   ///< length: a multiple of outer_depth
+  float* products;      ///< [pieces, M, N], or [pieces, N, M]
+  float* sums;          ///< [pieces, M]: Σ_k A(k, i); null: not wanted
+  bool turned = false;  ///< products are [pieces, N, M]; outer_wgmma alone
 };
 
 constexpr int outer_depth = 32;  ///< rows of a tile

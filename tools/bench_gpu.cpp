@@ -47,9 +47,9 @@ Batch random_batch(const TaskShape& shape, int64_t examples) {
 }
 
 /// Sizes of a layer: numbers of weights in its products per position, widths of their outputs,
-/// multiplications of its mixer per position.
+/// multiplications of its mixer per position; and what of the first two lies behind the mixer.
 struct LayerCost {
-  double weights = 0, width = 0, mixer = 0;
+  double weights = 0, width = 0, mixer = 0, weights_behind = 0, width_behind = 0;
 };
 
 LayerCost cost_of(const ModelConfig& model, double time) {
@@ -63,6 +63,7 @@ LayerCost cost_of(const ModelConfig& model, double time) {
       c.weights += 2 * D * static_cast<double>(t->mixer_dim),
           c.width += D + static_cast<double>(t->mixer_dim);
     if (t->mixer == MixerKind::glu) c.weights += 2 * D * D, c.width += 3 * D;
+    c.weights_behind = c.weights - D * projection, c.width_behind = c.width - projection;
     c.mixer = t->attention_fn == AttentionKind::softmax ? H * time / 2 * (n + p)
                                                         : H * (2 * n * p + chunk / 2 * (n + p));
     return c;
@@ -74,6 +75,7 @@ LayerCost cost_of(const ModelConfig& model, double time) {
     LayerCost c{D * (E + 2 * S + H) + E * D, E + 2 * S + H + D,
                 H * (2 * S * p + chunk / 2 * p) + chunk / 2 * S};
     if (m->glu) c.weights += 2 * D * D, c.width += 3 * D;
+    c.weights_behind = c.weights - D * (E + 2 * S + H), c.width_behind = c.width - (E + 2 * S + H);
     return c;
   }
   const auto& s = std::get<SsmConfig>(model);
@@ -103,9 +105,13 @@ StepFloor floor_of(const Model& model, const TaskShape& shape, int64_t examples,
   const double D =
       std::visit([](const auto& c) { return static_cast<double>(c.hidden_dim); }, model.config());
   StepFloor f;
-  f.products = 6 * (n * layers * layer.weights + labels * D * static_cast<double>(shape.classes));
+  // Behind the last mixer only labelled positions count.
+  const double left_out = model.leaves_rows_out() && shape.per_position ? n - labels : 0;
+  f.products = 6 * (n * layers * layer.weights - left_out * layer.weights_behind +
+                    labels * D * static_cast<double>(shape.classes));
   f.mixer = 6 * n * layers * layer.mixer;
-  f.bytes = 6 * activation * n * layers * layer.width + 32 * static_cast<double>(model.parameters().count());
+  f.bytes = 6 * activation * (n * layers * layer.width - left_out * layer.width_behind) +
+            32 * static_cast<double>(model.parameters().count());
   if (shape.per_position) f.bytes += 24 * labels * static_cast<double>(shape.classes);
   return f;
 }

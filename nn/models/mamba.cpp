@@ -30,7 +30,7 @@ class Block {
     const Var mixed = (*mixer_)(forward, layer, before.normed);
     forward.tape.set_scope(scope_);
     const Var active = activation(Unary::gelu, mixed, rate);
-    Stream out{before.sum, glu_ ? glu(linear_(forward, active)) : active, rate};
+    Stream out{forward.wanted_rows(layer, before.sum), glu_ ? glu(linear_(forward, active)) : active, rate};
     if (!prenorm_) out = {norm_of(forward, norm_, out).normed, {}, 0};
     if (forward.on_block) {
       out = {sum_of(out), {}, 0};
@@ -85,6 +85,7 @@ class Mamba final : public Model {
     return all;
   }
   bool per_position() const override { return c_.pooling == PoolKind::none; }
+  bool leaves_rows_out() const override { return c_.version == MambaVersion::mamba2; }
 
  private:
   Var encode(Forward& forward, const ModelInput& input) const {

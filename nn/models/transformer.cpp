@@ -76,7 +76,8 @@ class Block {
     const Var z = gated_ ? gate_(forward, before.sum) : Var();
     const Var attended = (*attention_)(forward, layer, before.normed);
     forward.tape.set_scope(scope_ + ".mixer");
-    const ResidualNorm between = norm_of(forward, norm_, {before.sum, attended, forward.rate(rate_)});
+    const Var sum = forward.wanted_rows(layer, before.sum);
+    const ResidualNorm between = norm_of(forward, norm_, {sum, attended, forward.rate(rate_)});
     Stream out = mixer_(forward, between);
     if (gated_) out = {gate(Unary::silu, sum_of(out), z), {}, 0};
     if (forward.on_block) {
@@ -164,6 +165,7 @@ class Transformer final : public Model {
     return all;
   }
   bool per_position() const override { return !c_.classifier || c_.pooling == PoolKind::none; }
+  bool leaves_rows_out() const override { return !c_.use_gate && !c_.dual; }
 
  private:
   Var encode(Forward& forward, const ModelInput& input) const {

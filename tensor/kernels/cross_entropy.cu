@@ -22,7 +22,7 @@ void forward_cpu(const Tensor& logits, const LabelledRows& labelled, LossResults
   parallel_rows(view.size, [&](int64_t m) {
     argmax[m] = -1, largest_and_sum[2 * m] = 0, largest_and_sum[2 * m + 1] = 0, loss[m] = 0;
     if (!view.used(m)) return;
-    const T* row = z.data + view.rows[m] * z.stride;
+    const T* row = z.data + view.row(m) * z.stride;
     const int64_t best = row_argmax(row, z.cols);
     const T largest = row[best];
     const T sum = row_exp_sum(row, z.cols, largest);
@@ -43,9 +43,9 @@ void backward_cpu(const Tensor& dloss, const Tensor& logits, const LabelledRows&
   const double factor = static_cast<double>(*dloss.data<T>()) * view.per_count;
   parallel_rows(view.size, [&](int64_t m) {
     if (!view.used(m)) return;
-    const T *row = z.data + view.rows[m] * z.stride, largest = kept.data<T>()[2 * m],
+    const T *row = z.data + view.row(m) * z.stride, largest = kept.data<T>()[2 * m],
             sum = kept.data<T>()[2 * m + 1];
-    T* out = dz.data + view.rows[m] * dz.stride;
+    T* out = dz.data + view.row(m) * dz.stride;
     const T c = static_cast<T>(factor * view.weights[m]);
 #pragma omp simd
     for (int64_t j = 0; j < z.cols; ++j) out[j] = c / sum * fast_exp(row[j] - largest);
@@ -65,7 +65,7 @@ __global__ void forward_kernel(Rows<T> z, DeviceLabels labels, int32_t* argmax, 
     losses[m] = used ? NAN : 0;
     return;
   }
-  const T* row = z.data + labels.rows[m] * z.stride;
+  const T* row = z.data + labels.row(m) * z.stride;
   const int n = static_cast<int>(z.cols);
   const Largest<T> best = row_largest(row, n);
   const T sum = row_exp_sum_cuda(row, n, best.value);
@@ -79,8 +79,8 @@ __global__ void backward_kernel(const T* dloss, Rows<T> z, DeviceLabels labels, 
   const int64_t m = blockIdx.x;
   if (!labels.used(m) || !labels.valid(m)) return;
   const T c = static_cast<T>(static_cast<double>(*dloss) * labels.per_count() * labels.weights[m]);
-  const T *row = z.data + labels.rows[m] * z.stride, largest = kept[2 * m], factor = c / kept[2 * m + 1];
-  T* out = dz.data + labels.rows[m] * dz.stride;
+  const T *row = z.data + labels.row(m) * z.stride, largest = kept[2 * m], factor = c / kept[2 * m + 1];
+  T* out = dz.data + labels.row(m) * dz.stride;
   const int label = labels.labels[m];
   for (int j = static_cast<int>(threadIdx.x); j < z.cols; j += static_cast<int>(blockDim.x))
     out[j] = factor * fast_exp(row[j] - largest) - (j == label ? c : T(0));
@@ -114,7 +114,7 @@ void backward_cuda(Context& ctx, const Tensor& dloss, const Tensor& logits, cons
 void cross_entropy(Context& ctx, const Tensor& logits, const LabelledRows& labelled, LossResults results,
                    Tensor& kept) {
   check_labelled("cross_entropy", labelled);
-  Tensor losses = ctx.empty(labelled.rows.shape(), DType::f64);
+  Tensor losses = ctx.empty(labelled.labels.shape(), DType::f64);
   dispatch_floating(ctx, "cross_entropy", logits.dtype(), [&]<class T>() {
 #ifdef EIGENTRACE_WITH_CUDA
     if (ctx.device().is_cuda()) return forward_cuda<T>(ctx, logits, labelled, results, kept, losses);

@@ -15,22 +15,23 @@ namespace eigentrace::kernels {
 constexpr int row_threads = 256;
 
 struct DeviceLabels {
-  const int32_t *rows, *labels;
+  const int32_t *rows, *labels;  ///< rows null: label m's row is m
   const float* weights;
   const double* count;
   int64_t size, row_count, classes;
 
   DeviceLabels(const LabelledRows& l, int64_t rows_in_all, int64_t class_count)
-      : rows(l.rows.data<int32_t>()),
+      : rows(l.rows.defined() ? l.rows.data<int32_t>() : nullptr),
         labels(l.labels.data<int32_t>()),
         weights(l.weights.data<float>()),
         count(l.count.data<double>()),
-        size(l.rows.numel()),
+        size(l.labels.numel()),
         row_count(rows_in_all),
         classes(class_count) {}
   __device__ bool used(int64_t m) const { return weights[m] != 0; }
+  __device__ int64_t row(int64_t m) const { return rows ? rows[m] : m; }
   __device__ bool valid(int64_t m) const {
-    return rows[m] >= 0 && rows[m] < row_count && labels[m] >= 0 && labels[m] < classes;
+    return row(m) >= 0 && row(m) < row_count && labels[m] >= 0 && labels[m] < classes;
   }
   __device__ double per_count() const { return *count == 0 ? 0 : 1 / *count; }
 };
@@ -94,15 +95,6 @@ __device__ T row_exp_sum_cuda(const T* z, int n, T shift) {
 /// Threads for a row of n elements: whole warps.
 inline unsigned threads_of_row(int64_t n) {
   return n >= row_threads ? row_threads : static_cast<unsigned>((std::max<int64_t>(n, 1) + 31) / 32 * 32);
-}
-
-/// Block m: x of label m, zeros where it does not count.
-template <class T>
-__global__ void gather_kernel(Rows<T> x, DeviceLabels labels, T* gathered) {
-  const int64_t m = blockIdx.x;
-  const T* source = labels.used(m) && labels.valid(m) ? x.data + labels.rows[m] * x.stride : nullptr;
-  for (int64_t j = threadIdx.x; j < x.cols; j += blockDim.x)
-    gathered[m * x.cols + j] = source ? source[j] : T(0);
 }
 
 constexpr int sum_threads = 1024;

@@ -53,7 +53,7 @@ struct Head {
   }
 
   void gather(int64_t m, T* row) const {
-    const T* source = labelled.used(m) ? x.data + labelled.rows[m] * x.stride : nullptr;
+    const T* source = labelled.used(m) ? x.data + labelled.row(m) * x.stride : nullptr;
     for (int64_t j = 0; j < D; ++j) row[j] = source ? source[j] : T(0);
   }
 
@@ -116,21 +116,6 @@ void head_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, const L
   sum_losses<T>(head.labelled, head.losses, results);
 }
 
-template <class T>
-void scatter_cpu(const Tensor& c, const Tensor& x, const LabelledRows& labelled, Tensor& y) {
-  const Rows<T> out = rows_of<T>(y, "scatter_labelled: y");
-  const Rows<T> in = rows_of<T>(x, "scatter_labelled: x");
-  const LabelView view = view_labelled("scatter_labelled", labelled, out.rows, INT32_MAX);
-  const T factor = *c.data<T>();
-  parallel_rows(view.size, [&](int64_t m) {
-    if (!view.used(m)) return;
-    const T* row = in.data + m * in.stride;
-    T* to = out.data + view.rows[m] * out.stride;
-#pragma omp simd
-    for (int64_t j = 0; j < out.cols; ++j) to[j] = factor * row[j];
-  });
-}
-
 struct ScaleBy {
   template <class T>
   ET_HD T operator()(T c, T x) const {
@@ -154,7 +139,7 @@ void vocabulary_head(Context& ctx, const Tensor& x, const Tensor& weight, const 
   if (ctx.device().is_cuda())
     return head_cuda(ctx, x, weight, bias, labelled, results, dx_labelled, dweight, dbias);
 #endif
-  const int64_t M = labelled.rows.numel(), rows = block_rows(M, weight.dim(0), x.dtype());
+  const int64_t M = labelled.labels.numel(), rows = block_rows(M, weight.dim(0), x.dtype());
   Tensor losses = ctx.empty({M}, DType::f64);
   Tensor gathered = ctx.empty({rows, weight.dim(1)}, x.dtype());
   Tensor logits = ctx.empty({rows, weight.dim(0)}, x.dtype()), factors = ctx.empty({rows}, x.dtype());
@@ -162,19 +147,6 @@ void vocabulary_head(Context& ctx, const Tensor& x, const Tensor& weight, const 
     require_cpu(ctx, "vocabulary_head");
     head_cpu<T>(x, weight, bias, labelled, results, losses, gathered, logits, factors, dx_labelled, dweight,
                 dbias);
-  });
-}
-
-void scatter_labelled(Context& ctx, const Tensor& c, const Tensor& x, const LabelledRows& labelled,
-                      Tensor& y) {
-  check_labelled("scatter_labelled", labelled);
-  fill(ctx, y, 0);
-  dispatch_floating(ctx, "scatter_labelled", x.dtype(), [&]<class T>() {
-#ifdef EIGENTRACE_WITH_CUDA
-    if (ctx.device().is_cuda()) return scatter_cuda<T>(ctx, c, x, labelled, y);
-#endif
-    require_cpu(ctx, "scatter_labelled");
-    scatter_cpu<T>(c, x, labelled, y);
   });
 }
 

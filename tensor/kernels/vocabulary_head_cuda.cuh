@@ -8,9 +8,11 @@
 // dz, read by two products): 671 MB, 0.16 ms at 4.2 TB/s; three products of 8.6 GFLOP.
 #ifdef EIGENTRACE_WITH_CUDA
 #include "tensor/cuda_blas.h"
+#include "tensor/gemm_outer_wgmma.h"
 #include "tensor/kernels/column_sum.cuh"
 #include "tensor/kernels/head_blocks.h"
-#include "tensor/kernels/loss_cuda.cuh"
+#include "tensor/kernels/labelled_rows.cuh"
+#include "tensor/kernels/turn.cuh"
 #include "tensor/kernels/vocabulary_head_fused.cuh"
 
 namespace eigentrace::kernels {
@@ -61,13 +63,15 @@ struct HeldRow {
   }
 };
 
-/// Block r: loss and argmax of label first + r, whose logits are row r of z; then dz in place of z.
+/// A block a row: loss and argmax of label first + r, whose logits are row r of z; then dz in place of z.
 template <class T, int Width, int Held>
 __global__ void __launch_bounds__(row_threads)
     head_rows_kernel(Rows<T> z, DeviceLabels labels, int64_t first, bool wants_gradient, int32_t* argmax,
                      double* losses) {
-  const int64_t m = first + blockIdx.x;
-  T* row = z.data + blockIdx.x * z.stride;
+  // Last rows first: the product that wrote them has left them in the L2 cache, and those after this read
+  // first rows first.
+  const int64_t r = gridDim.x - 1 - blockIdx.x, m = first + r;
+  T* row = z.data + r * z.stride;
   const int n = static_cast<int>(z.cols), me = static_cast<int>(threadIdx.x);
   const bool used = labels.used(m);
   if (!used || !labels.valid(m)) {
@@ -128,9 +132,14 @@ struct AddTo {
   ET_HD void operator()(int64_t i) const { y[i] += x[i]; }
 };
 
+/// True iff dW of a block is a sum that cuda_gemm_long may have a kernel for.
+inline bool sums_long(const Context& ctx, DType dtype, int64_t D, int64_t V, int64_t rows) {
+  return dtype == DType::f32 && ctx.precision == Precision::tf32 && wgmma_fits(D, V, rows);
+}
+
 /// Memory of a head: what its blocks are computed in.
 struct HeadScratch {
-  Tensor losses, gathered, logits, products, column_sums, bias_sums;
+  Tensor losses, gathered, logits, products, column_sums, bias_sums, turned;
 };
 
 template <class T>
@@ -139,17 +148,16 @@ void head_cuda_body(Context& ctx, const Tensor& x, const Tensor& weight, const T
                     Tensor& dweight, Tensor& dbias) {
   const Rows<T> in = rows_of<T>(x, "vocabulary_head: x");
   const Matrix<const T> w = matrix_of<T>(weight, "vocabulary_head: weight");
-  const int64_t V = weight.dim(0), D = weight.dim(1), M = labelled.rows.numel();
+  const int64_t V = weight.dim(0), D = weight.dim(1), M = labelled.labels.numel();
   const int64_t step = scratch.logits.dim(0), ld = scratch.logits.dim(1);
+  const Matrix<const T> w_of_dx = scratch.turned.defined() ? turned<T>(ctx, weight, scratch.turned).t() : w;
   const DeviceLabels labels(labelled, in.rows, V);
-  T *gathered = scratch.gathered.data<T>(), *logits = scratch.logits.data<T>();
+  T* logits = scratch.logits.data<T>();
+  const Matrix<const T> gathered = gathered_rows(ctx, in, labels, scratch.gathered);
   const bool wants_gradient = dx.defined() || dweight.defined() || dbias.defined();
-  if (M > 0)
-    launch(ctx, gather_kernel<T>, static_cast<unsigned>(M), threads_of_row(std::min<int64_t>(D, 128)), 0, in,
-           labels, gathered);
   for (int64_t first = 0; first < M; first += step) {
     const int64_t rows = std::min(step, M - first);
-    const Matrix<const T> x_block{gathered + first * D, std::max<int64_t>(D, 1)}, dz{logits, ld};
+    const Matrix<const T> x_block = gathered.at(first, 0), dz{logits, ld};
     Product<T> forward{rows, V, D, x_block, w.t(), Matrix<T>{logits, ld}};
     forward.bias = bias.defined() ? bias.data<T>() : nullptr;
     cuda_gemm(ctx, forward);
@@ -157,12 +165,16 @@ void head_cuda_body(Context& ctx, const Tensor& x, const Tensor& weight, const T
               results.argmax.data<int32_t>(), scratch.losses.data<double>());
     if (dx.defined())
       cuda_gemm_long<T>(
-          ctx, Product<T>{rows, D, V, dz, w, Matrix<T>{dx.data<T>() + first * D, std::max<int64_t>(D, 1)}},
+          ctx,
+          Product<T>{rows, D, V, dz, w_of_dx, Matrix<T>{dx.data<T>() + first * D, std::max<int64_t>(D, 1)}},
           nullptr, 0, scratch.products.data<T>());
-    if (dweight.defined()) {
-      Product<T> p{V, D, rows, dz.t(), x_block, matrix_of<T>(dweight, "vocabulary_head: dweight")};
+    if (dweight.defined()) {  // as (xᵀ dz)ᵀ: dz is what lies in wide rows
+      Product<T> p{D, V, rows, x_block.t(), dz, matrix_of<T>(dweight, "vocabulary_head: dweight").t()};
       p.beta = first == 0 ? T(0) : T(1);
-      cuda_gemm(ctx, p);
+      if (first == 0 && sums_long(ctx, x.dtype(), D, V, rows))
+        cuda_gemm_long<T>(ctx, p, nullptr, 0, scratch.products.data<T>());
+      else
+        cuda_gemm(ctx, p);
     }
     if (dbias.defined()) {
       T* sums = first == 0 ? dbias.data<T>() : scratch.bias_sums.data<T>();
@@ -178,44 +190,31 @@ inline void head_cuda(Context& ctx, const Tensor& x, const Tensor& weight, const
                       Tensor& dbias) {
   if (takes_fused_head(ctx, x, weight, labelled))
     return fused_head(ctx, x, weight, bias, labelled, results, dx, dweight, dbias);
-  const int64_t V = weight.dim(0), D = weight.dim(1), M = labelled.rows.numel();
+  const int64_t V = weight.dim(0), D = weight.dim(1), M = labelled.labels.numel();
   const int64_t ld = std::max<int64_t>((V + 7) / 8 * 8, 8);  // whole 32 bytes, so that rows stay aligned
   const int64_t fitting = head_block_bytes / (ld * static_cast<int64_t>(size_of(x.dtype())));
   const int64_t rows = std::clamp<int64_t>(fitting / 128 * 128, std::min<int64_t>(M, 128), M);
   const int64_t rest = M % std::max<int64_t>(rows, 1);
-  const int64_t products = std::max(cuda_long_scratch(ctx, x.dtype(), rows, D, V, false),
-                                    cuda_long_scratch(ctx, x.dtype(), rest, D, V, false));
+  int64_t products = 0;
+  if (dx.defined())
+    products = std::max(cuda_long_scratch(ctx, x.dtype(), rows, D, V, false),
+                        cuda_long_scratch(ctx, x.dtype(), rest, D, V, false));
+  if (dweight.defined() && sums_long(ctx, x.dtype(), D, V, rows))
+    products = std::max(products, cuda_long_scratch(ctx, x.dtype(), D, V, rows, false));
+  const bool turns = dx.defined() && turns_weight(ctx, weight, rows);
   HeadScratch scratch{
       .losses = ctx.empty({M}, DType::f64),
-      .gathered = ctx.empty({M, D}, x.dtype()),
+      .gathered = ctx.empty({labelled.rows.defined() ? M : 0, D}, x.dtype()),
       .logits = ctx.empty({rows, ld}, x.dtype()),
-      .products = ctx.empty({dx.defined() ? products : 0}, x.dtype()),
+      .products = ctx.empty({products}, x.dtype()),
       .column_sums = ctx.empty({dbias.defined() ? column_sum_pieces(rows) * V : 0}, x.dtype()),
-      .bias_sums = ctx.empty({dbias.defined() ? V : 0}, x.dtype())};
+      .bias_sums = ctx.empty({dbias.defined() ? V : 0}, x.dtype()),
+      .turned = turns ? ctx.empty({D, V}, x.dtype()) : Tensor()};
   if (M == 0 && dweight.defined()) fill(ctx, dweight, 0);
   if (M == 0 && dbias.defined()) fill(ctx, dbias, 0);
   dispatch_floating(ctx, "vocabulary_head", x.dtype(), [&]<class T>() {
     head_cuda_body<T>(ctx, x, weight, bias, labelled, results, scratch, dx, dweight, dbias);
   });
-}
-
-/// Block m: dy rows of label m.
-template <class T>
-__global__ void scatter_kernel(const T* c, Rows<T> x, DeviceLabels labels, Rows<T> y) {
-  const int64_t m = blockIdx.x;
-  if (!labels.used(m) || !labels.valid(m)) return;
-  const T factor = *c, *row = x.data + m * x.stride;
-  T* to = y.data + labels.rows[m] * y.stride;
-  for (int64_t j = threadIdx.x; j < y.cols; j += blockDim.x) to[j] = factor * row[j];
-}
-
-template <class T>
-void scatter_cuda(Context& ctx, const Tensor& c, const Tensor& x, const LabelledRows& labelled, Tensor& y) {
-  const Rows<T> out = rows_of<T>(y, "scatter_labelled: y"), in = rows_of<T>(x, "scatter_labelled: x");
-  const DeviceLabels labels(labelled, out.rows, INT32_MAX);
-  if (labels.size > 0)
-    launch(ctx, scatter_kernel<T>, static_cast<unsigned>(labels.size), threads_of_row(out.cols), 0,
-           c.data<T>(), in, labels, out);
 }
 
 }  // namespace

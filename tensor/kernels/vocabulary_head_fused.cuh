@@ -9,7 +9,7 @@
 #ifdef EIGENTRACE_WITH_CUDA
 #include "tensor/gemm_tensor_cores.cuh"
 #include "tensor/kernels/head_blocks.h"
-#include "tensor/kernels/loss_cuda.cuh"
+#include "tensor/kernels/labelled_rows.cuh"
 
 namespace eigentrace::kernels {
 namespace {
@@ -150,19 +150,18 @@ void fused_head_body(Context& ctx, const Tensor& x, const Tensor& weight, const 
                      Tensor& dweight, Tensor& dbias) {
   const Rows<float> in = rows_of<float>(x, "vocabulary_head: x");
   const Matrix<const float> w = matrix_of<float>(weight, "vocabulary_head: weight");
-  const int64_t V = weight.dim(0), D = weight.dim(1), M = labelled.rows.numel();
+  const int64_t V = weight.dim(0), D = weight.dim(1), M = labelled.labels.numel();
   const int64_t ld = scratch.logits.dim(1);
   const DeviceLabels labels(labelled, in.rows, V);
-  float *gathered = scratch.gathered.data<float>(), *z = scratch.logits.data<float>();
+  float* z = scratch.logits.data<float>();
+  const Matrix<const float> gathered = gathered_rows(ctx, in, labels, scratch.gathered);
   float* products = scratch.products.data<float>();
   auto* parts = reinterpret_cast<RowPart*>(scratch.parts.data<float>());
   auto* gradients = reinterpret_cast<RowGradient*>(scratch.gradients.data<float>());
   const bool wants_gradient = dx.defined() || dweight.defined() || dbias.defined();
-  launch(ctx, gather_kernel<float>, static_cast<unsigned>(M), threads_of_row(std::min<int64_t>(D, 128)), 0,
-         in, labels, gathered);
   for (int64_t first = 0; first < M; first += scratch.rows) {
     const int64_t rows = std::min(scratch.rows, M - first);
-    const Matrix<const float> x_block{gathered + first * D, D}, z_block{z, ld};
+    const Matrix<const float> x_block = gathered.at(first, 0), z_block{z, ld};
     const HeadLogits finish{
         wants_gradient ? z : nullptr, ld,    bias.defined() ? bias.data<float>() : nullptr,
         labels.labels + first,        parts, scratch.at_label.data<float>()};
@@ -186,19 +185,20 @@ void fused_head_body(Context& ctx, const Tensor& x, const Tensor& weight, const 
   sum_losses_cuda<float>(ctx, labels, scratch.losses.data<double>(), results);
 }
 
-/// True iff the fused head takes these sizes in the context's precision. Only where cuBLASLt has no product: under TF32
-/// its products and a softmax of their own took 0.23 ms on an H200 (4096 labels, V 8192, D 128), this head 0.34 ms.
+/// True iff the fused head takes these sizes in the context's precision. Only where cuBLASLt has no product:
+/// under TF32 its products and a softmax of their own took 0.23 ms on an H200 (4096 labels, V 8192, D 128),
+/// this head 0.34 ms.
 inline bool takes_fused_head(const Context& ctx, const Tensor& x, const Tensor& weight,
                              const LabelledRows& labelled) {
   constexpr int64_t most = 65535 * int64_t{tc_tile};
-  return ctx.precision == Precision::tf32x3 && x.dtype() == DType::f32 && labelled.rows.numel() > 0 &&
-         labelled.rows.numel() < most && weight.dim(0) > 0 && weight.dim(0) < most && weight.dim(1) > 0;
+  return ctx.precision == Precision::tf32x3 && x.dtype() == DType::f32 && labelled.labels.numel() > 0 &&
+         labelled.labels.numel() < most && weight.dim(0) > 0 && weight.dim(0) < most && weight.dim(1) > 0;
 }
 
 inline void fused_head(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias,
                        const LabelledRows& labelled, LossResults results, Tensor& dx, Tensor& dweight,
                        Tensor& dbias) {
-  const int64_t V = weight.dim(0), D = weight.dim(1), M = labelled.rows.numel(), ld = (V + 7) / 8 * 8;
+  const int64_t V = weight.dim(0), D = weight.dim(1), M = labelled.labels.numel(), ld = (V + 7) / 8 * 8;
   const int64_t rows = std::min(std::max<int64_t>(head_block_bytes / (ld * 4) / tc_tile, 1) * tc_tile, M);
   const bool wants_weight = dweight.defined() || dbias.defined(),
              wants_gradient = wants_weight || dx.defined();
@@ -209,7 +209,7 @@ inline void fused_head(Context& ctx, const Tensor& x, const Tensor& weight, cons
   }
   FusedScratch scratch{.rows = rows,
                        .losses = ctx.empty({M}, DType::f64),
-                       .gathered = ctx.empty({M, D}, DType::f32),
+                       .gathered = ctx.empty({labelled.rows.defined() ? M : 0, D}, DType::f32),
                        .logits = ctx.empty({wants_gradient ? rows : 0, ld}, DType::f32),
                        .parts = ctx.empty({rows, (V + tc_tile - 1) / tc_tile, 4}, DType::f32),
                        .at_label = ctx.empty({rows}, DType::f32),
