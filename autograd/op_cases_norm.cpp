@@ -81,6 +81,29 @@ std::vector<OpCase> op_cases_norm() {
         Tensor::from(values, {x.dim(2)}, device).clone(device, arithmetic_type(x.dtype()));
     return Values{batch_norm_evaluation(x, in[1], in[2], {statistic, statistic}, 1e-5)};
   }));
+  for (const bool joined : {false, true}) {
+    OpCase gated{joined ? "batch_norm: of a gate with residual and dropout, whose gradients arrive in parts"
+                        : "batch_norm: of a gate",
+                 Op::batch_norm, [joined](uint64_t seed, Device device) {
+                   Rng rng(seed);
+                   const int64_t width = odd_size(rng, 100);
+                   const Shape shape{odd_size(rng, 7) + 1, odd_size(rng, 63), width};
+                   return OpInstance{
+                       [=](Tape&, const Values& in) {
+                         const Values halves = split(in[0], {width, width});
+                         const GateOptions options =
+                             joined ? GateOptions{in[3], 0.3, DropoutMask::shared_over_time} : GateOptions{};
+                         const Var y = gated_batch_norm(joined ? Unary::sigmoid : Unary::silu, halves[0],
+                                                        halves[1], options, in[1], in[2], {}, 0.99, 1e-2);
+                         return Values{unary(Unary::silu, y), unary(Unary::silu, in[3])};
+                       },
+                       {normal_tensor(rng, {shape[0], shape[1], 2 * width}, device),
+                        normal_tensor(rng, {width}, device), normal_tensor(rng, {width}, device),
+                        normal_tensor(rng, shape, device)},
+                       {"a and z", "weight", "bias", "residual"}};
+                 }};
+    cases.push_back(std::move(gated));
+  }
   cases.push_back(residual_case("sum and normed go on", 0, true, true));
   cases.push_back(residual_case("the sum alone goes on", 0, true, false));
   cases.push_back(residual_case("normed alone goes on", 0, false, true));

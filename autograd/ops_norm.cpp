@@ -4,6 +4,7 @@
 
 #include "tensor/error.h"
 #include "tensor/kernels.h"
+#include "tensor/kernels/gated_batch_norm.h"
 
 namespace eigentrace {
 namespace {
@@ -126,14 +127,17 @@ ResidualNorm residual_layer_norm(const Var& x, const Var& branch, double dropout
 
 namespace {
 
+void check_running(const char* op, const RunningStatistics& running, const Var& weight, bool optional) {
+  for (const Tensor& x : {running.mean, running.var})
+    if (x.defined() ? !(x.shape() == weight.shape()) || x.dtype() != weight.dtype() : !optional)
+      fail(fmt::format("{}: running statistics {}[{}] expected, found {}", op, name_of(weight.dtype()),
+                       weight.dim(-1), to_string(x)));
+}
+
 Var batch_norm_of(kernels::BatchNorm n, const Var& x, const Var& weight, const Var& bias) {
   check("batch_norm", x, weight, "weight");
   check("batch_norm", x, bias, "bias");
-  for (const Tensor& running : {n.running_mean, n.running_var})
-    if (running.defined() ? !(running.shape() == weight.shape()) || running.dtype() != weight.dtype()
-                          : !n.training)
-      fail(fmt::format("batch_norm: running statistics {}[{}] expected, found {}", name_of(weight.dtype()),
-                       x.dim(-1), to_string(running)));
+  check_running("batch_norm", {n.running_mean, n.running_var}, weight, n.training);
   Context& ctx = x.ctx();
   n.y = ctx.empty(x.shape(), x.dtype());
   if (n.training) n.mean = ctx.empty(weight.shape(), weight.dtype());
@@ -168,6 +172,51 @@ Var batch_norm(const Var& x, const Var& weight, const Var& bias, const RunningSt
                         .epsilon = epsilon,
                         .momentum = momentum},
                        x, weight, bias);
+}
+
+Var gated_batch_norm(Unary f, const Var& a, const Var& z, const GateOptions& options, const Var& weight,
+                     const Var& bias, const RunningStatistics& running, double momentum, double epsilon) {
+  const Var& residual = options.residual;
+  if (!(a.shape() == z.shape()) || (residual.defined() && !(residual.shape() == a.shape())))
+    fail(fmt::format("gated_batch_norm: a {} and z {} (and a residual) of one shape expected",
+                     to_string(a.value()), to_string(z.value())));
+  check("gated_batch_norm", a, weight, "weight");
+  check("gated_batch_norm", a, bias, "bias");
+  check_running("gated_batch_norm", running, weight, true);
+  Context& ctx = a.ctx();
+  kernels::Gate g{.f = f, .a = a.value(), .z = z.value(), .residual = residual.value()};
+  if (options.dropout > 0)
+    g.drop = {options.dropout, a.tape().next_random_op(), options.mask == DropoutMask::shared_over_time};
+  kernels::BatchNorm n{.x = ctx.empty(a.shape(), a.dtype()),
+                       .weight = weight.value(),
+                       .bias = bias.value(),
+                       .running_mean = running.mean,
+                       .running_var = running.var,
+                       .epsilon = epsilon,
+                       .momentum = momentum};
+  n.y = ctx.empty(a.shape(), a.dtype());
+  n.mean = ctx.empty(weight.shape(), weight.dtype());
+  n.rstd = ctx.empty(weight.shape(), weight.dtype());
+  kernels::gated_batch_norm(ctx, g, n);
+  const Tensor y = n.y;
+  n.y = {}, g.residual = {};
+  return a.tape().record(
+      Op::batch_norm, y, {a, z, residual, weight, bias},
+      [g, n, a = a.ref(), z = z.ref(), residual = residual.ref(), weight = weight.ref(),
+       bias = bias.ref()](Backward& b) {
+        const auto wanted = [&](const VarRef& x, const Tensor& like) {
+          const Tensor to = b.destination(x);
+          return to.defined() ? to : b.ctx().empty(like.shape(), like.dtype());
+        };
+        Tensor dx = wanted(residual, n.x), dweight = wanted(weight, n.weight), dbias = wanted(bias, n.bias);
+        Tensor da = b.destination(a), dz = b.destination(z);
+        kernels::gated_batch_norm_backward(b.ctx(), g, n, b.dy(), dx, da, dz, dweight, dbias);
+        b.commit(a, da);
+        b.commit(z, dz);
+        b.commit(residual, dx);
+        b.commit(weight, dweight);
+        b.commit(bias, dbias);
+      });
 }
 
 Var batch_norm_evaluation(const Var& x, const Var& weight, const Var& bias, const RunningStatistics& running,

@@ -1,6 +1,6 @@
 #pragma once
 // Normalisations.
-#include "autograd/tape.h"
+#include "autograd/ops_pointwise.h"
 
 namespace eigentrace {
 
@@ -29,7 +29,11 @@ struct RunningStatistics {
 /// mean, 1/√….
 Var batch_norm(const Var& x, const Var& weight, const Var& bias, const RunningStatistics& running,
                double momentum, double epsilon);
-/// Evaluation: the same with the running statistics, which stay as they are.
+/// batch_norm(gate(f, a, z, options)); on a GPU neither the moments nor the gate's gradients take a pass over
+/// memory of their own. Kept: a, z, the gate's result, mean, 1/√….
+Var gated_batch_norm(Unary f, const Var& a, const Var& z, const GateOptions& options, const Var& weight,
+                     const Var& bias, const RunningStatistics& running, double momentum, double epsilon);
+/// Evaluation: batch_norm with the running statistics, which stay as they are.
 Var batch_norm_evaluation(const Var& x, const Var& weight, const Var& bias, const RunningStatistics& running,
                           double epsilon);
 

@@ -34,6 +34,12 @@ class Normalize {
     return forward.batch_statistics ? batch_norm(x, weight, bias, running, 0.99, 1e-5)
                                     : batch_norm_evaluation(x, weight, bias, running, 1e-5);
   }
+  /// Of a σ(z) and what joins it.
+  Var gated(const Forward& forward, const Var& a, const Var& z, const GateOptions& options) const {
+    if (!mean_ || !forward.batch_statistics) return (*this)(forward, gate(Unary::sigmoid, a, z, options));
+    return gated_batch_norm(Unary::sigmoid, a, z, options, forward(layer_.weight), forward(layer_.bias),
+                            {mean_->value, var_->value}, 0.99, 1e-5);
+  }
 
  private:
   LayerNorm layer_;
@@ -79,17 +85,17 @@ class Layer {
     } else {
       g = (*mixer_)(forward, layer, in, &gelu);
     }
-    const Var sum = activate(forward, y, g, x);
-    return prenorm_ ? sum : normalize_(forward, sum);
+    return activate(forward, y, g, x);
   }
 
  private:
-  /// x + act(y).
+  /// x + act(y), normalised if this layer's norm comes last.
   Var activate(const Forward& forward, const Var& y, const Var& g, const Var& x) const {
     const double rate = forward.rate(rate_);
     constexpr DropoutMask mask = DropoutMask::shared_over_time;
     const auto gated = [&](const Var& a, const Var& z) {
-      return gate(Unary::sigmoid, a, z, {x, rate, mask});
+      const GateOptions options{x, rate, mask};
+      return prenorm_ ? gate(Unary::sigmoid, a, z, options) : normalize_.gated(forward, a, z, options);
     };
     switch (activation_) {
       case SsmActivation::full_glu: {  // both projections in one product
@@ -106,7 +112,7 @@ class Layer {
       case SsmActivation::gelu:
         break;
     }
-    return add(x, g);
+    return prenorm_ ? add(x, g) : normalize_(forward, add(x, g));
   }
 
   std::string scope_;

@@ -11,6 +11,8 @@
 #include "tensor/dispatch.h"
 #include "tensor/kernels.h"
 #include "tensor/kernels/batch_norm_cuda.cuh"
+#include "tensor/kernels/gate_function.h"
+#include "tensor/kernels/gated_batch_norm.h"
 
 namespace eigentrace::kernels {
 namespace {
@@ -93,9 +95,8 @@ void block_sums_cpu(const BlockSums<T>& s) {
   });
 }
 
-}  // namespace
-
-void batch_norm(Context& ctx, const BatchNorm& n) {
+/// With a gate before it, on CUDA while training: the launch that makes its result takes the moments too.
+void normalise(Context& ctx, const BatchNorm& n, [[maybe_unused]] const Gate* gated) {
   const int64_t width = n.x.dim(-1);
   const Blocks blocks = blocks_of(ctx, width == 0 ? 0 : n.x.numel() / width);
   Tensor means, squares;
@@ -122,7 +123,21 @@ void batch_norm(Context& ctx, const BatchNorm& n) {
                                    static_cast<T>(n.epsilon),
                                    static_cast<T>(n.momentum)};
 #ifdef EIGENTRACE_WITH_CUDA
-      if (ctx.device().is_cuda()) batch_moments_cuda(ctx, x, merged);
+      if (ctx.device().is_cuda()) {
+        if (gated)
+          with_gate(gated->f, [&]<class F>() {
+            GatedRows<S, F> source{x,
+                                   rows_of<S>(gated->a, "gated_batch_norm: a"),
+                                   rows_of<S>(gated->z, "gated_batch_norm: z"),
+                                   {},
+                                   gate_mask(ctx, *gated)};
+            if (gated->residual.defined())
+              source.residual = rows_of<S>(gated->residual, "gated_batch_norm: residual");
+            batch_moments_cuda(ctx, source, merged);
+          });
+        else
+          batch_moments_cuda(ctx, StoredRows<S>{x}, merged);
+      }
 #endif
       if (!ctx.device().is_cuda()) {
         if constexpr (std::is_same_v<S, T>) block_moments_cpu(x, means.data<T>(), squares.data<T>(), blocks);
@@ -134,21 +149,22 @@ void batch_norm(Context& ctx, const BatchNorm& n) {
                      ReciprocalDeviation<T>{n.running_var.data<T>(), rstd, static_cast<T>(n.epsilon)});
     }
 #ifdef EIGENTRACE_WITH_CUDA
-    if (ctx.device().is_cuda()) {
-      if constexpr (!std::is_same_v<S, T>)
-        return each_of_rows(ctx, x.rows, width,
-                            Apply<S>{x, y, mean, rstd, n.weight.data<T>(), n.bias.data<T>()});
-      else {
-        const auto row = [&](const Tensor& v) { return v.expand(n.x.shape()); };
-        return map_elements_cuda<S>(ctx, BatchNormApply{},
-                                    std::array{n.x, row(n.training ? n.mean : n.running_mean), row(n.rstd),
-                                               row(n.weight), row(n.bias)},
-                                    std::array{n.y});
-      }
-    }
+    if (ctx.device().is_cuda())
+      return batch_apply_cuda(ctx, BatchApply<S>{x, y, mean, rstd, n.weight.data<T>(), n.bias.data<T>()});
 #endif
     for_each_in_rows(ctx, x.rows, width, Apply<S>{x, y, mean, rstd, n.weight.data<T>(), n.bias.data<T>()});
   });
+}
+
+}  // namespace
+
+void batch_norm(Context& ctx, const BatchNorm& n) { normalise(ctx, n, nullptr); }
+
+void gated_batch_norm(Context& ctx, const Gate& g, const BatchNorm& n) {
+  if (ctx.device().is_cuda() && n.training) return normalise(ctx, n, &g);
+  Tensor x = n.x;
+  gate(ctx, g, x);
+  normalise(ctx, n, nullptr);
 }
 
 void batch_norm_backward(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& mean,
@@ -157,7 +173,8 @@ void batch_norm_backward(Context& ctx, const Tensor& x, const Tensor& weight, co
   const int64_t width = x.dim(-1);
 #ifdef EIGENTRACE_WITH_CUDA
   if (ctx.device().is_cuda())
-    return batch_norm_backward_cuda(ctx, x, weight, mean, rstd, training, dy, dx, dweight, dbias, dsum);
+    return batch_norm_backward_cuda(ctx, {x, weight, mean, rstd, training, dy, dx, dweight, dbias, dsum},
+                                    []<class S>(const auto& run) { run(NoGate{}); });
 #endif
   const Blocks blocks = blocks_of(ctx, width == 0 ? 0 : x.numel() / width);
   const Tensor sum_weight = ctx.empty({blocks.count, width}, x.dtype());
@@ -186,6 +203,31 @@ void batch_norm_backward(Context& ctx, const Tensor& x, const Tensor& weight, co
             training ? dbias.data<T>() : nullptr,
             dsum.defined() ? rows_of<T>(dsum, "batch_norm_backward: dsum") : Rows<T>{nullptr, 0, 0, 0}});
   });
+}
+
+void gated_batch_norm_backward(Context& ctx, const Gate& g, const BatchNorm& n, const Tensor& dy, Tensor& dx,
+                               Tensor& da, Tensor& dz, Tensor& dweight, Tensor& dbias) {
+#ifdef EIGENTRACE_WITH_CUDA
+  if (ctx.device().is_cuda()) {
+    const Tensor none;
+    return batch_norm_backward_cuda(
+        ctx, {n.x, n.weight, n.mean, n.rstd, n.training, dy, dx, dweight, dbias, none},
+        [&]<class S>(const auto& run) {
+          with_gate(g.f, [&]<class F>() {
+            GateGradients<S, F> then{rows_of<S>(g.a, "gated_batch_norm_backward: a"),
+                                     rows_of<S>(g.z, "gated_batch_norm_backward: z"),
+                                     {},
+                                     {},
+                                     gate_mask(ctx, g)};
+            if (da.defined()) then.da = rows_of<S>(da, "gated_batch_norm_backward: da");
+            if (dz.defined()) then.dz = rows_of<S>(dz, "gated_batch_norm_backward: dz");
+            run(then);
+          });
+        });
+  }
+#endif
+  batch_norm_backward(ctx, n.x, n.weight, n.mean, n.rstd, n.training, dy, dx, dweight, dbias);
+  gate_backward(ctx, g, dx, da, dz);
 }
 
 }  // namespace eigentrace::kernels

@@ -1,15 +1,16 @@
 #pragma once
 // What both bodies of batch_norm.cu share, and its CUDA bodies.
 //
-// Forward: a block holds 128 rows of a tile of columns in registers, so that its mean and the squares around
-// it cost one read of x; a second launch merges the blocks; a third normalises. Backward: Σ dy and Σ dy x̂ of
-// chunks of rows in one pass, their sums, then dx. Bytes an element, float32: 12 forward (x twice, y), 20
-// backward (x and dy twice, dx). CIFAR, 105 MB an activation: floors of 75 µs and 125 µs at 4.2 TB/s;
-// IMDB, 12.6 MB: 9 µs and 15 µs.
+// Forward: a block takes moments of 128 rows of a tile of columns in one read of x; a second launch merges
+// the blocks; a third normalises. Backward: Σ dy and Σ dy x̂ of chunks of rows in one pass, their sums, then
+// dx. Bytes an element, float32: 12 forward (x twice, y), 20 backward (x and dy twice, dx). CIFAR, 105 MB an
+// activation: floors of 75 µs and 125 µs at 4.2 TB/s; IMDB, 12.6 MB: 9 µs and 15 µs.
+// After a gate (gated_batch_norm.h): 24 forward (a, z, the residual; x, which is read again; y), 36 backward
+// (x and dy twice, a, z; dx, da, dz), where the gate by itself would read and write 16 and 20 more.
 #include <algorithm>
 
 #include "tensor/column_sums.h"
-#include "tensor/elements.h"
+#include "tensor/dropout_stream.h"
 #include "tensor/kernels.h"
 
 namespace eigentrace::kernels {
@@ -73,7 +74,44 @@ struct BatchNormBackwardX {
   }
 };
 
+/// What batch_norm_backward reads and writes; dx, dsum: or undefined.
+struct BatchNormGradients {
+  const Tensor &x, &weight, &mean, &rstd;
+  bool training;
+  const Tensor &dy, &dx, &dweight, &dbias, &dsum;
+};
+
 #ifdef EIGENTRACE_WITH_CUDA
+template <class S>
+bool rows_are_wide(const Rows<S>& x) {
+  constexpr int64_t width = vec_width<Arithmetic<S>>;
+  return x.cols % width == 0 && x.stride % width == 0 && aligned_for_vec(x.data);
+}
+
+/// Dropout's factors of a thread's channels in the rows that it meets one after another.
+template <class T, int width>
+struct RowMask {
+  Vec<T, width> factor;
+  int64_t drawn = -1;
+  __device__ RowMask() {
+#pragma unroll
+    for (int i = 0; i < width; ++i) factor.x[i] = T(1);
+  }
+  /// mask.time −1: none, 0: a draw each, else one for all rows of a sequence.
+  __device__ __forceinline__ void draw(const MaskedElements& mask, int64_t row, int64_t column,
+                                       int64_t columns) {
+    if (mask.time < 0) return;
+    const int64_t now =
+        mask.time == 0 ? row
+        : row <= INT32_MAX
+            ? static_cast<int64_t>(static_cast<uint32_t>(row) / static_cast<uint32_t>(mask.time))
+            : row / mask.time;
+    if (now == drawn) return;
+    drawn = now;
+    factor = mask.stream.template factors<T, width>(now * columns + column);
+  }
+};
+
 /// Σ over the threads of a column (8 of them), to all; shared: [8, 32] packs.
 template <class T, int width>
 __device__ __forceinline__ Vec<T, width> sum_of_column(const Vec<T, width>& value, Vec<T, width>* shared) {
@@ -88,37 +126,109 @@ __device__ __forceinline__ Vec<T, width> sum_of_column(const Vec<T, width>& valu
   return sum;
 }
 
-template <int width, class S, class T = Arithmetic<S>>
-__global__ void __launch_bounds__(256) batch_moments_kernel(Rows<S> x, T* means, T* squares) {
-  constexpr int held = batch_norm_rows / 8;
+/// Where the moments' rows come from: memory,
+template <class S>
+struct StoredRows {
+  static constexpr int inputs = 1;
+  Rows<S> x;
+  bool wide() const { return rows_are_wide(x); }
+  template <class T, int width>
+  __device__ __forceinline__ void load(int64_t row, int64_t column, Vec<T, width> (&in)[1]) const {
+    in[0] = load_as<T, width>(x.data + row * x.stride + column);
+  }
+  template <class T, int width>
+  __device__ __forceinline__ Vec<T, width> value(int64_t, int64_t, const Vec<T, width> (&in)[1],
+                                                 RowMask<T, width>&) const {
+    return in[0];
+  }
+};
+/// or a gate, whose result is written on the way.
+template <class S, class F>
+struct GatedRows {
+  static constexpr int inputs = 3;
+  Rows<S> x, a, z, residual;  // residual: or without data
+  MaskedElements mask;        // time −1: none
+  bool wide() const {
+    return rows_are_wide(x) && rows_are_wide(a) && rows_are_wide(z) &&
+           (!residual.data || rows_are_wide(residual));
+  }
+  template <class T, int width>
+  __device__ __forceinline__ void load(int64_t row, int64_t column, Vec<T, width> (&in)[3]) const {
+    in[0] = load_as<T, width>(a.data + row * a.stride + column);
+    in[1] = load_as<T, width>(z.data + row * z.stride + column);
+    in[2] =
+        residual.data ? load_as<T, width>(residual.data + row * residual.stride + column) : Vec<T, width>{};
+  }
+  template <class T, int width>
+  __device__ __forceinline__ Vec<T, width> value(int64_t row, int64_t column, const Vec<T, width> (&in)[3],
+                                                 RowMask<T, width>& m) const {
+    m.draw(mask, row, column, x.cols);
+    Vec<T, width> sum = in[2];
+#pragma unroll
+    for (int i = 0; i < width; ++i) {
+      sum.x[i] += m.factor.x[i] * (in[0].x[i] * F::value(in[1].x[i]));
+      if constexpr (!std::is_same_v<S, T>) sum.x[i] = T(S(sum.x[i]));
+    }
+    store_as(x.data + row * x.stride + column, sum);
+    return sum;
+  }
+};
+
+/// A thread sums x and x² around the first number that it meets, 16 of a block's 128 rows; a column's threads
+/// merge pairwise.
+template <int width, class Source, class T>
+__global__ void __launch_bounds__(256)
+    batch_moments_kernel(const __grid_constant__ Source source, T* means, T* squares) {
+  constexpr int inputs = Source::inputs, at_once = inputs == 1 ? 8 : 4;
   const int64_t column = (static_cast<int64_t>(blockIdx.x) * 32 + threadIdx.x) * width;
   const int64_t begin = static_cast<int64_t>(blockIdx.y) * batch_norm_rows;
-  const int64_t left = x.rows - begin;
+  const int64_t left = source.x.rows - begin, columns = source.x.cols;
   const int rows = static_cast<int>(left < batch_norm_rows ? left : batch_norm_rows);
-  const bool inside = column < x.cols;
-  Vec<T, width> row[held], sum;
+  const bool inside = column < columns;
+  Vec<T, width> origin, sum, square;
+  RowMask<T, width> mask;
+  int met = 0;
+  for (int first = static_cast<int>(threadIdx.y); inside && first < rows; first += 8 * at_once) {
+    Vec<T, width> in[at_once][inputs];
 #pragma unroll
-  for (int j = 0; j < held; ++j) {
-    const int r = j * 8 + static_cast<int>(threadIdx.y);
-    if (inside && r < rows) row[j] = load_as<T, width>(x.data + (begin + r) * x.stride + column);
+    for (int k = 0; k < at_once; ++k)
+      if (first + 8 * k < rows) source.template load<T, width>(begin + first + 8 * k, column, in[k]);
+#pragma unroll
+    for (int k = 0; k < at_once; ++k) {
+      if (first + 8 * k >= rows) break;
+      const auto x = source.template value<T, width>(begin + first + 8 * k, column, in[k], mask);
+      if (met++ == 0) origin = x;
+#pragma unroll
+      for (int i = 0; i < width; ++i) {
+        const T from = x.x[i] - origin.x[i];
+        sum.x[i] += from, square.x[i] += from * from;
+      }
+    }
   }
+  Moments<T>* shared = dynamic_shared<Moments<T>>();  // [8, width, 32]
+  Moments<T> all[width];
 #pragma unroll
-  for (int j = 0; j < held; ++j)
+  for (int i = 0; i < width; ++i) {
+    const T mean = met > 0 ? sum.x[i] / static_cast<T>(met) : T(0);
+    all[i] = {origin.x[i] + mean, square.x[i] - sum.x[i] * mean, met};
+    shared[(threadIdx.y * width + i) * 32 + threadIdx.x] = all[i];
+  }
+  for (unsigned half = 4; half > 0; half /= 2) {
+    __syncthreads();
+    if (threadIdx.y >= half) continue;
 #pragma unroll
-    for (int i = 0; i < width; ++i) sum.x[i] += row[j].x[i];
-  Vec<T, width>* shared = dynamic_shared<Vec<T, width>>();
-  Vec<T, width> mean = sum_of_column(sum, shared), square;
-#pragma unroll
-  for (int i = 0; i < width; ++i) mean.x[i] /= static_cast<T>(rows);
-#pragma unroll
-  for (int j = 0; j < held; ++j)
-    if (j * 8 + static_cast<int>(threadIdx.y) < rows)
-#pragma unroll
-      for (int i = 0; i < width; ++i) square.x[i] += (row[j].x[i] - mean.x[i]) * (row[j].x[i] - mean.x[i]);
-  square = sum_of_column(square, shared);
+    for (int i = 0; i < width; ++i) {
+      const Moments<T> other = shared[((threadIdx.y + half) * width + i) * 32 + threadIdx.x];
+      if (other.n > 0) all[i].add(other);
+      shared[(threadIdx.y * width + i) * 32 + threadIdx.x] = all[i];
+    }
+  }
   if (threadIdx.y > 0 || !inside) return;
-  store_vec(means + blockIdx.y * x.cols + column, mean);
-  store_vec(squares + blockIdx.y * x.cols + column, square);
+#pragma unroll
+  for (int i = 0; i < width; ++i) {
+    means[blockIdx.y * columns + column + i] = all[i].mean;
+    squares[blockIdx.y * columns + column + i] = all[i].square > 0 ? all[i].square : T(0);
+  }
 }
 
 /// 32 columns a block, 32 threads a column: each merges every 32nd block, then the threads pairwise.
@@ -143,47 +253,89 @@ __global__ void __launch_bounds__(1024) merge_kernel(const __grid_constant__ Mer
   if (threadIdx.y == 0 && column < m.columns) m.write(column, all);
 }
 
-template <class S, class T>
-void batch_moments_cuda(const Context& ctx, const Rows<S>& x, const MergedBlocks<T>& m) {
-  if (x.cols == 0) return;
+template <class T, class Source>
+void batch_moments_cuda(const Context& ctx, const Source& source, const MergedBlocks<T>& m) {
+  if (m.columns == 0) return;
   T *means = const_cast<T*>(m.means), *squares = const_cast<T*>(m.squares);
   const auto start = [&]<int width>() {
-    const dim3 grid(blocks_for(x.cols, 32 * width), static_cast<unsigned>(m.blocks.count));
-    launch(ctx, batch_moments_kernel<width, S>, grid, dim3(32, 8), 256 * width * sizeof(T), x, means,
-           squares);
+    const dim3 grid(blocks_for(m.columns, 32 * width), static_cast<unsigned>(m.blocks.count));
+    launch(ctx, batch_moments_kernel<width, Source, T>, grid, dim3(32, 8), 256 * width * sizeof(Moments<T>),
+           source, means, squares);
   };
-  if (x.cols % vec_width<T> == 0 && x.stride % vec_width<T> == 0 && aligned_for_vec(x.data))
+  if (source.wide())
     start.template operator()<vec_width<T>>();
   else
     start.template operator()<1>();
-  launch(ctx, merge_kernel<T>, blocks_for(x.cols, 32), dim3(32, 32), 1024 * sizeof(Moments<T>), m);
+  launch(ctx, merge_kernel<T>, blocks_for(m.columns, 32), dim3(32, 32), 1024 * sizeof(Moments<T>), m);
 }
 
-/// f(row, column) for bf16 rows beside float32 columns: a warp a piece of 32 columns of four rows.
-template <class F>
-__global__ void __launch_bounds__(256) batch_rows_kernel(int64_t rows, int64_t columns, F f) {
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * 32 + threadIdx.x;
-  if (column >= columns) return;
-#pragma unroll
-  for (int k = 0; k < 4; ++k) {
-    const int64_t row = (static_cast<int64_t>(blockIdx.y) * 4 + k) * 8 + threadIdx.y;
-    if (row < rows) f(row, column);
-  }
-}
-template <class F>
-void each_of_rows(const Context& ctx, int64_t rows, int64_t columns, const F& f) {
-  if (rows > int64_t{65535} * 32) return for_each_in_rows(ctx, rows, columns, f);
-  if (rows * columns > 0)
-    launch(ctx, batch_rows_kernel<F>, dim3(blocks_for(columns, 32), blocks_for(rows, 32)), dim3(32, 8), 0,
-           rows, columns, f);
-}
+/// Column constants of a thread stay in registers over its rows: 8 warps a block, each `at_once` rows of
+/// every 8 · at_once, so that their reads are all on their way before the first write.
+constexpr int norm_block_rows = 64;
 
-struct BatchNormApply {
-  template <class T>
-  ET_HD T operator()(T x, T mean, T rstd, T weight, T bias) const {
-    return (x - mean) * rstd * weight + bias;
+/// body(width, wide blocks) of the kernels that walk rows.
+template <class T, class Start>
+void start_rows(int64_t rows, int64_t columns, bool wide, Start&& start) {
+  if (rows * columns == 0) return;
+  const auto grid = [&](int width) {
+    return static_cast<unsigned>(blocks_for(columns, 32 * width) * blocks_for(rows, norm_block_rows));
+  };
+  if (wide)
+    start.template operator()<vec_width<T>>(grid(vec_width<T>));
+  else
+    start.template operator()<1>(grid(1));
+}
+/// A thread's columns and the first row of its block.
+template <int width>
+struct Place {
+  int64_t column, begin;
+  __device__ explicit Place(int64_t columns) {
+    const auto tiles = static_cast<unsigned>((columns + 32 * width - 1) / (32 * width));
+    column = (static_cast<int64_t>(blockIdx.x % tiles) * 32 + threadIdx.x) * width;
+    begin = static_cast<int64_t>(blockIdx.x / tiles) * norm_block_rows + threadIdx.y;
   }
 };
+
+template <class S>
+struct BatchApply {
+  Rows<S> x, y;
+  const Arithmetic<S>*mean, *rstd, *weight, *bias;
+};
+template <int width, class S, class T = Arithmetic<S>>
+__global__ void __launch_bounds__(256) batch_apply_kernel(const __grid_constant__ BatchApply<S> o) {
+  constexpr int at_once = 4;
+  const Place<width> at(o.x.cols);
+  const int64_t column = at.column;
+  if (column >= o.x.cols) return;
+  const Vec<T, width> mean = load_vec<width>(o.mean + column), rstd = load_vec<width>(o.rstd + column);
+  const Vec<T, width> weight = load_vec<width>(o.weight + column), bias = load_vec<width>(o.bias + column);
+#pragma unroll
+  for (int first = 0; first < norm_block_rows; first += 8 * at_once) {
+    Vec<T, width> x[at_once];
+#pragma unroll
+    for (int k = 0; k < at_once; ++k) {
+      const int64_t row = at.begin + first + 8 * k;
+      if (row < o.x.rows) x[k] = load_as<T, width>(o.x.data + row * o.x.stride + column);
+    }
+#pragma unroll
+    for (int k = 0; k < at_once; ++k) {
+      const int64_t row = at.begin + first + 8 * k;
+      if (row >= o.x.rows) return;
+#pragma unroll
+      for (int i = 0; i < width; ++i)
+        x[k].x[i] = (x[k].x[i] - mean.x[i]) * rstd.x[i] * weight.x[i] + bias.x[i];
+      store_as(o.y.data + row * o.y.stride + column, x[k]);
+    }
+  }
+}
+template <class S>
+void batch_apply_cuda(const Context& ctx, const BatchApply<S>& o) {
+  const bool wide = rows_are_wide(o.x) && rows_are_wide(o.y) && aligned_for_vec(o.mean) &&
+                    aligned_for_vec(o.rstd) && aligned_for_vec(o.weight) && aligned_for_vec(o.bias);
+  start_rows<Arithmetic<S>>(o.x.rows, o.x.cols, wide, [&]<int width>(unsigned grid) {
+    launch(ctx, batch_apply_kernel<width, S>, grid, dim3(32, 8), 0, o);
+  });
+}
 
 /// Chunk k of rows: partial[k, 0] = Σ dy x̂, partial[k, 1] = Σ dy.
 template <int width, class S, class T = Arithmetic<S>>
@@ -214,74 +366,126 @@ __global__ void __launch_bounds__(256)
   store_vec(partial + (2 * blockIdx.y + 1) * x.cols + column, sum);
 }
 
-struct BatchNormBackward {  // training; factor: 1/rows; dsum: none or one
-  double factor;
-  template <class T, class... Sent>
-  ET_HD T operator()(T dy, T x, T mean, T rstd, T weight, T dweight, T dbias, Sent... dsum) const {
-    const T normed = (x - mean) * rstd;
-    return (T(0) + ... + dsum) + weight * rstd * (dy - (dbias + normed * dweight) * T(factor));
-  }
+/// dx, and what becomes of it: nothing more,
+struct NoGate {
+  bool wide() const { return true; }
 };
-struct BatchNormBackwardFixed {
-  template <class T, class... Sent>
-  ET_HD T operator()(T dy, T rstd, T weight, Sent... dsum) const {
-    return (T(0) + ... + dsum) + weight * rstd * dy;
+/// or the gradients of a gate that made x.
+template <class S, class F>
+struct GateGradients {
+  using Function = F;
+  Rows<S> a, z, da, dz;  // da, dz: without data: not wanted
+  MaskedElements mask;   // time −1: none
+  bool wide() const {
+    return rows_are_wide(a) && rows_are_wide(z) && (!da.data || rows_are_wide(da)) &&
+           (!dz.data || rows_are_wide(dz));
   }
 };
 
-template <size_t n>
-std::array<Tensor, n - 1> without_last(const std::array<Tensor, n>& all) {
-  std::array<Tensor, n - 1> rest;
-  std::copy(all.begin(), all.end() - 1, rest.begin());
-  return rest;
+template <class S>
+struct BatchBackward {
+  using T = Arithmetic<S>;
+  Rows<S> x, dy, dx{}, sent{};  // sent: added to dx, or without data
+  const T *mean, *rstd, *weight;
+  const T *dweight = nullptr, *dbias = nullptr;  // null in evaluation: the statistics do not depend on x
+  double factor;                                 // 1/rows
+  bool wide() const {
+    return rows_are_wide(x) && rows_are_wide(dy) && rows_are_wide(dx) &&
+           (!sent.data || rows_are_wide(sent)) && aligned_for_vec(mean) && aligned_for_vec(rstd) &&
+           aligned_for_vec(weight) && aligned_for_vec(dweight) && aligned_for_vec(dbias);
+  }
+};
+template <int width, class S, class Then, class T = Arithmetic<S>>
+__global__ void __launch_bounds__(256)
+    batch_backward_kernel(const __grid_constant__ BatchBackward<S> o, const __grid_constant__ Then then) {
+  constexpr bool gated = !std::is_same_v<Then, NoGate>;
+  constexpr int at_once = gated ? 2 : 4;
+  const Place<width> at(o.x.cols);
+  const int64_t column = at.column;
+  if (column >= o.x.cols) return;
+  const Vec<T, width> mean = load_vec<width>(o.mean + column), rstd = load_vec<width>(o.rstd + column);
+  const Vec<T, width> weight = load_vec<width>(o.weight + column);
+  Vec<T, width> dweight, dbias;
+  if (o.dweight) dweight = load_vec<width>(o.dweight + column), dbias = load_vec<width>(o.dbias + column);
+  const T factor = T(o.factor);
+  [[maybe_unused]] RowMask<T, width> mask;
+#pragma unroll
+  for (int first = 0; first < norm_block_rows; first += 8 * at_once) {
+    Vec<T, width> x[at_once], dy[at_once], sent[at_once], a[at_once], z[at_once];
+#pragma unroll
+    for (int k = 0; k < at_once; ++k) {
+      const int64_t row = at.begin + first + 8 * k;
+      if (row >= o.x.rows) continue;
+      x[k] = load_as<T, width>(o.x.data + row * o.x.stride + column);
+      dy[k] = load_as<T, width>(o.dy.data + row * o.dy.stride + column);
+      if (o.sent.data) sent[k] = load_as<T, width>(o.sent.data + row * o.sent.stride + column);
+      if constexpr (gated) {
+        a[k] = load_as<T, width>(then.a.data + row * then.a.stride + column);
+        z[k] = load_as<T, width>(then.z.data + row * then.z.stride + column);
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < at_once; ++k) {
+      const int64_t row = at.begin + first + 8 * k;
+      if (row >= o.x.rows) return;
+      Vec<T, width> dx;
+#pragma unroll
+      for (int i = 0; i < width; ++i) {
+        T g = dy[k].x[i];
+        if (o.dweight) g -= (dbias.x[i] + (x[k].x[i] - mean.x[i]) * rstd.x[i] * dweight.x[i]) * factor;
+        dx.x[i] = sent[k].x[i] + weight.x[i] * rstd.x[i] * g;
+      }
+      store_as(o.dx.data + row * o.dx.stride + column, dx);
+      if constexpr (gated) {
+        mask.draw(then.mask, row, column, o.x.cols);
+#pragma unroll
+        for (int i = 0; i < width; ++i) {
+          const T g = mask.factor.x[i] * dx.x[i];
+          dx.x[i] = g * a[k].x[i] * Then::Function::derivative(z[k].x[i]);
+          a[k].x[i] = g * Then::Function::value(z[k].x[i]);
+        }
+        if (then.da.data) store_as(then.da.data + row * then.da.stride + column, a[k]);
+        if (then.dz.data) store_as(then.dz.data + row * then.dz.stride + column, dx);
+      }
+    }
+  }
 }
 
-inline void batch_norm_backward_cuda(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& mean,
-                                     const Tensor& rstd, bool training, const Tensor& dy, Tensor& dx,
-                                     Tensor& dweight, Tensor& dbias, const Tensor& dsum) {
-  const int64_t width = x.dim(-1), rows = width == 0 ? 0 : x.numel() / width;
+/// with_then(S's type, body): body(what becomes of dx).
+template <class WithThen>
+void batch_norm_backward_cuda(Context& ctx, const BatchNormGradients& n, const WithThen& with_then) {
+  const int64_t width = n.x.dim(-1), rows = width == 0 ? 0 : n.x.numel() / width;
   const int64_t tiles = std::max<int64_t>(1, (width + 127) / 128), wanted = std::max<int64_t>(1, 528 / tiles);
   const int64_t chunk = std::max<int64_t>(64, (rows + wanted - 1) / wanted),
                 chunks = (rows + chunk - 1) / chunk;
-  const Tensor partial = ctx.empty({chunks, 2, width}, weight.dtype());
-  dispatch_stored(ctx, "batch_norm_backward", x.dtype(), [&]<class S>() {
+  const Tensor partial = ctx.empty({chunks, 2, width}, n.weight.dtype());
+  dispatch_stored(ctx, "batch_norm_backward", n.x.dtype(), [&]<class S>() {
     using T = Arithmetic<S>;
-    const Rows<S> vx = rows_of<S>(x, "batch_norm_backward: x"),
-                  vy = rows_of<S>(dy, "batch_norm_backward: dy");
+    BatchBackward<S> o{.x = rows_of<S>(n.x, "batch_norm_backward: x"),
+                       .dy = rows_of<S>(n.dy, "batch_norm_backward: dy"),
+                       .mean = n.mean.data<T>(),
+                       .rstd = n.rstd.data<T>(),
+                       .weight = n.weight.data<T>(),
+                       .factor = 1.0 / static_cast<double>(std::max<int64_t>(rows, 1))};
     const auto start = [&]<int w>() {
       launch(ctx, batch_sums_kernel<w, S>, dim3(blocks_for(width, 32 * w), static_cast<unsigned>(chunks)),
-             dim3(32, 8), 256 * w * sizeof(T), vx, vy, mean.data<T>(), rstd.data<T>(), chunk,
-             partial.data<T>());
+             dim3(32, 8), 256 * w * sizeof(T), o.x, o.dy, o.mean, o.rstd, chunk, partial.data<T>());
     };
-    const bool wide = rows_are_aligned<S>(x) && rows_are_aligned<S>(dy) && rows_are_aligned<T>(mean) &&
-                      rows_are_aligned<T>(rstd);
-    if (x.numel() > 0 && wide) start.template operator()<vec_width<T>>();
-    if (x.numel() > 0 && !wide) start.template operator()<1>();
+    const bool wide =
+        rows_are_wide(o.x) && rows_are_wide(o.dy) && aligned_for_vec(o.mean) && aligned_for_vec(o.rstd);
+    if (n.x.numel() > 0 && wide) start.template operator()<vec_width<T>>();
+    if (n.x.numel() > 0 && !wide) start.template operator()<1>();
     sum_rows(ctx, partial.data<T>(), 1, chunks, 2 * width,
-             SplitSink<T>{dweight.data<T>(), dbias.data<T>(), width});
-    if (!dx.defined()) return;
-    if constexpr (!std::is_same_v<S, T>)
-      return each_of_rows(
-          ctx, rows, width,
-          BatchNormBackwardX<S>{
-              vx, vy, rows_of<S>(dx, "batch_norm_backward: dx"), mean.data<T>(), rstd.data<T>(),
-              weight.data<T>(), training ? dweight.data<T>() : nullptr, training ? dbias.data<T>() : nullptr,
-              dsum.defined() ? rows_of<S>(dsum, "batch_norm_backward: dsum") : Rows<S>{nullptr, 0, 0, 0}});
-    else {
-      const auto row = [&](const Tensor& v) { return v.expand(x.shape()); };
-      const std::array to{dx};
-      const BatchNormBackward with_statistics{1.0 / static_cast<double>(std::max<int64_t>(rows, 1))};
-      const std::array all{dy, x, row(mean), row(rstd), row(weight), row(dweight), row(dbias), dsum};
-      const std::array fixed{dy, row(rstd), row(weight), dsum};
-      if (training && dsum.defined())
-        map_elements_cuda<T>(ctx, with_statistics, all, to);
-      else if (training)
-        map_elements_cuda<T>(ctx, with_statistics, without_last(all), to);
-      else if (dsum.defined())
-        map_elements_cuda<T>(ctx, BatchNormBackwardFixed{}, fixed, to);
-      else
-        map_elements_cuda<T>(ctx, BatchNormBackwardFixed{}, without_last(fixed), to);
-    }
+             SplitSink<T>{n.dweight.data<T>(), n.dbias.data<T>(), width});
+    if (!n.dx.defined()) return;
+    if (n.training) o.dweight = n.dweight.data<T>(), o.dbias = n.dbias.data<T>();
+    o.dx = rows_of<S>(n.dx, "batch_norm_backward: dx");
+    if (n.dsum.defined()) o.sent = rows_of<S>(n.dsum, "batch_norm_backward: dsum");
+    with_then.template operator()<S>([&]<class Then>(const Then& then) {
+      start_rows<T>(rows, width, o.wide() && then.wide(), [&]<int w>(unsigned grid) {
+        launch(ctx, batch_backward_kernel<w, S, Then>, grid, dim3(32, 8), 0, o, then);
+      });
+    });
   });
 }
 #endif

@@ -101,13 +101,13 @@ __global__ void __launch_bounds__(256) skip_kernel(Skip<S> f, Then then) {
     Pack<S, Width> z;
 #pragma unroll
     for (int i = 0; i < Width; ++i) z.at[i] = y.at[i] + d.at[i] * u.at[i];
-    *reinterpret_cast<Pack<S, Width>*>(f.z.data + row * f.z.stride + column) = z;
+    store_whole(f.z.data + row * f.z.stride + column, z);
     if constexpr (Then::active) {
       then.draw(row, column, drawn, m);
       Pack<S, Width> to;
 #pragma unroll
       for (int i = 0; i < Width; ++i) to.at[i] = m.x[i] * then.f.value(T(z.at[i]));
-      *reinterpret_cast<Pack<S, Width>*>(then.g.data + row * then.g.stride + column) = to;
+      store_whole(then.g.data + row * then.g.stride + column, to);
     }
   }
 }
@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(256)
 #pragma unroll
           for (int i = 0; i < Width; ++i)
             dz[r].at[i] = m.x[i] * then.f.derivative(T(z[r].at[i])) * T(dz[r].at[i]) + T(dz_sent[r].at[i]);
-          *place(then.dz, row) = dz[r];
+          store_whole(place(then.dz, row), dz[r]);
         }
         Pack<S, Width> du;
 #pragma unroll
@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(256)
           sum.at[i] += T(dz[r].at[i]) * T(u[r].at[i]);
           du.at[i] = d.at[i] * T(dz[r].at[i]) + T(sent[r].at[i]);
         }
-        if (f.z.data) *place(f.z, row) = du;
+        if (f.z.data) store_whole(place(f.z, row), du);
       }
     }
   }

@@ -10,6 +10,7 @@
 
 #include "tensor/error.h"
 #include "tensor/kernels.h"
+#include "tensor/kernels/gated_batch_norm.h"
 #include "tensor/rng.h"
 
 using namespace eigentrace;
@@ -275,6 +276,28 @@ TEST_CASE("cuda pointwise: BatchNorm, training and evaluation") {
             kernels::batch_norm_backward(r.ctx, n.x, weight, n.mean, n.rstd, training, dy, none, dw, db);
           },
           training ? 2e-4 : 2e-5);  // x near 100: seven digits leave five after the mean
+}
+
+TEST_CASE("cuda pointwise: BatchNorm of a gate") {
+  for (const Shape& shape : {Shape{1, 2, 5}, Shape{2, 127, 64}, Shape{3, 150, 132}})
+    for (const bool joined : {true, false})
+      check(
+          named("gated_batch_norm", shape),
+          [&](Run& r) {
+            const int64_t width = shape[-1];
+            kernels::Gate g{.a = r.in(shape), .z = r.in(shape)};
+            if (joined) g.residual = r.in(shape), g.drop = {0.3, 5, true};
+            kernels::BatchNorm n{.x = r.out(shape), .weight = r.vector({width}), .bias = r.vector({width})};
+            n.running_mean = r.keep(r.vector({width})), n.running_var = r.keep(r.vector({width}));
+            n.epsilon = 1e-1, n.momentum = 0.9;
+            n.y = r.out(shape), n.rstd = r.dense_out({width}), n.mean = r.dense_out({width});
+            kernels::gated_batch_norm(r.ctx, g, n);
+            Tensor dx = r.out(shape), da = r.out(shape), dz = r.out(shape), none;
+            Tensor dw = r.dense_out({width}), db = r.dense_out({width});
+            kernels::gated_batch_norm_backward(r.ctx, g, n, r.in(shape), dx, da, dz, dw, db);
+            kernels::gated_batch_norm_backward(r.ctx, g, n, r.in(shape), dx, none, dz, dw, db);
+          },
+          1e-4);
 }
 
 TEST_CASE("cuda pointwise: the short causal convolution") {
