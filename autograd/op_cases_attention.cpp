@@ -1,5 +1,6 @@
 #include "autograd/op_cases.h"
 #include "autograd/ops_attention.h"
+#include "autograd/ops_pointwise.h"
 #include "autograd/ops_shape.h"
 
 namespace eigentrace {
@@ -136,6 +137,38 @@ OpCase linear_case() {
       1e-6, 1e-4};
 }
 
+/// Gradients at what q and k are elu + 1 of.
+OpCase elu_case(const char* what, Op op) {
+  return {
+      std::string(name_of(op)) + ": " + what, op,
+      [=](uint64_t seed, Device device) {
+        Rng rng(seed);
+        const int64_t B = odd_size(rng, 2), T = odd_size(rng) + (seed % 2 ? 70 : 0), H = odd_size(rng, 2),
+                      N = odd_size(rng, 7), P = odd_size(rng, 7);
+        OpInstance instance{
+            [=](Tape&, const Values& x) {
+              const auto halves = [&](const Var& both) {
+                const Values parts = split(both, {H * N, H * N});
+                return EluOf{reshape(parts[0], {B, T, H, N}), reshape(parts[1], {B, T, H, N})};
+              };
+              const EluOf of = halves(x[0]), mapped = halves(unary(Unary::elu_plus_one, x[0]));
+              return Values{
+                  op == Op::linear_attention
+                      ? linear_attention(mapped.x, mapped.z, x[1], of).y
+                      : norm_attention(mapped.x, mapped.z, x[1], NormFunction::softplus, x[2], Var(), 0.5, of)
+                            .y};
+            },
+            {uniform_tensor(rng, {B, T, 2 * H * N}, -1, 1, device), normal_tensor(rng, {B, T, H, P}, device)},
+            {"qk", "v"}};
+        if (op == Op::norm_attention) {
+          instance.inputs.push_back(normal_tensor(rng, {B, T, H}, device));
+          instance.names.push_back("n");
+        }
+        return instance;
+      },
+      1e-6, 2e-4};
+}
+
 OpCase norm_attention_case(const char* what, NormFunction f, bool with_offset) {
   return {std::string("norm_attention: ") + what, Op::norm_attention,
           [=](uint64_t seed, Device device) {
@@ -176,6 +209,8 @@ std::vector<OpCase> op_cases_attention() {
           norm_case("sigmoid, no offset", NormFunction::sigmoid, false),
           skip_case(),
           linear_case(),
+          elu_case("of elu", Op::linear_attention),
+          elu_case("of elu", Op::norm_attention),
           norm_attention_case("softplus", NormFunction::softplus, true),
           norm_attention_case("exp, no offset", NormFunction::exp, false)};
 }

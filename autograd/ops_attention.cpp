@@ -4,6 +4,7 @@
 #include "autograd/ops_shape.h"
 #include "tensor/error.h"
 #include "tensor/kernels.h"
+#include "tensor/kernels/elu_gradients.h"
 
 namespace eigentrace {
 
@@ -104,7 +105,7 @@ NormScaled norm_scale(const Var& y, NormFunction f, const Var& n, const Var& off
   return {result, log_eta};
 }
 
-Normalised linear_attention(const Var& q, const Var& k, const Var& v) {
+Normalised linear_attention(const Var& q, const Var& k, const Var& v, const EluOf& of) {
   if (!fused(q, v)) {
     const Var log_eta = attention_normaliser(q, k);
     return {divide_by_eta(ssd(q, k, v, {}, {}), log_eta), log_eta.value()};
@@ -115,17 +116,19 @@ Normalised linear_attention(const Var& q, const Var& k, const Var& v) {
   Tensor kept;
   if (q.tape().recording()) kept = kernels::linear_attention_kept(ctx, q.value(), v.value());
   kernels::linear_attention(ctx, q.value(), k.value(), v.value(), y, log_eta, kept);
-  const Var result = q.tape().record(Op::linear_attention, y, {q, k, v}, [=](Backward& b) {
-    Tensor dq = b.destination(q.ref()), dk = b.destination(k.ref()), dv = b.destination(v.ref());
-    kernels::linear_attention_backward(b.ctx(), q.value(), k.value(), v.value(), log_eta, b.dy(), dq, dk, dv,
-                                       kept);
-    b.commit(q.ref(), dq), b.commit(k.ref(), dk), b.commit(v.ref(), dv);
+  const bool elu = of.x.defined();
+  const VarRef x = elu ? of.x.ref() : q.ref(), z = elu ? of.z.ref() : k.ref();
+  const Var result = q.tape().record(Op::linear_attention, y, {x, z, v.ref()}, [=](Backward& b) {
+    Tensor dx = b.destination(x), dz = b.destination(z), dv = b.destination(v.ref());
+    const auto run = elu ? kernels::linear_attention_elu_backward : kernels::linear_attention_backward;
+    run(b.ctx(), q.value(), k.value(), v.value(), log_eta, b.dy(), dx, dz, dv, kept);
+    b.commit(x, dx), b.commit(z, dz), b.commit(v.ref(), dv);
   });
   return {result, log_eta};
 }
 
 Normalised norm_attention(const Var& q, const Var& k, const Var& v, NormFunction f, const Var& n,
-                          const Var& offset, double scale) {
+                          const Var& offset, double scale, const EluOf& of) {
   if (!fused(q, v)) {
     const NormScaled scaled = norm_scale(ssd(q, k, v, {}, {}), f, n, offset, scale);
     return {scaled.y, scaled.log_eta};
@@ -136,12 +139,16 @@ Normalised norm_attention(const Var& q, const Var& k, const Var& v, NormFunction
   if (q.tape().recording()) kept = kernels::ssd_kept(ctx, q.value(), v.value(), {}, {});
   kernels::norm_attention(ctx, q.value(), k.value(), v.value(), f, n.value(), offset.value(), scale, y,
                           log_eta, kept);
-  const Var result = q.tape().record(Op::norm_attention, y, {q, k, v, n, offset}, [=](Backward& b) {
-    Tensor dq = b.destination(q.ref()), dk = b.destination(k.ref()), dv = b.destination(v.ref()),
+  const bool elu = of.x.defined();
+  const VarRef x = elu ? of.x.ref() : q.ref(), z = elu ? of.z.ref() : k.ref();
+  const std::initializer_list<VarRef> inputs = {x, z, v.ref(), n.ref(), offset.ref()};
+  const Var result = q.tape().record(Op::norm_attention, y, inputs, [=](Backward& b) {
+    Tensor dx = b.destination(x), dz = b.destination(z), dv = b.destination(v.ref()),
            dn = b.destination(n.ref()), doffset = b.destination(offset.ref());
-    kernels::norm_attention_backward(b.ctx(), q.value(), k.value(), v.value(), f, n.value(), offset.value(),
-                                     scale, log_eta, b.dy(), dq, dk, dv, dn, doffset, kept);
-    b.commit(q.ref(), dq), b.commit(k.ref(), dk), b.commit(v.ref(), dv);
+    const auto run = elu ? kernels::norm_attention_elu_backward : kernels::norm_attention_backward;
+    run(b.ctx(), q.value(), k.value(), v.value(), f, n.value(), offset.value(), scale, log_eta, b.dy(), dx,
+        dz, dv, dn, doffset, kept);
+    b.commit(x, dx), b.commit(z, dz), b.commit(v.ref(), dv);
     b.commit(n.ref(), dn), b.commit(offset.ref(), doffset);
   });
   return {result, log_eta};

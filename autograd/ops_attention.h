@@ -41,11 +41,15 @@ struct Normalised {
   Var y;           ///< [B,T,H,P]
   Tensor log_eta;  ///< [B,T,H]
 };
+/// q = elu(x) + 1 and k = elu(z) + 1, where that is known: one op then hands gradients to x and z at once.
+struct EluOf {
+  Var x, z;
+};
 /// divide_by_eta(ssd(q, k, v), attention_normaliser(q, k)): one op where kernels::attention_is_fused, else
 /// those three.
-Normalised linear_attention(const Var& q, const Var& k, const Var& v);
+Normalised linear_attention(const Var& q, const Var& k, const Var& v, const EluOf& of = {});
 /// norm_scale(ssd(q, k, v), f, n, offset, scale): one op where kernels::attention_is_fused, else those two.
 Normalised norm_attention(const Var& q, const Var& k, const Var& v, NormFunction f, const Var& n,
-                          const Var& offset, double scale);
+                          const Var& offset, double scale, const EluOf& of = {});
 
 }  // namespace eigentrace

@@ -1,8 +1,9 @@
 #include "nn/mixers/attention.h"
 
 #include <cmath>
+#include <tuple>
+#include <utility>
 
-#include "autograd/ops_attention.h"
 #include "autograd/ops_pointwise.h"
 #include "autograd/ops_shape.h"
 #include "spectral/realisation.h"
@@ -43,8 +44,8 @@ class Attention : public Mixer {
   virtual Family kind() const = 0;
   /// True iff att_dropout acts on the attention weights instead of on y.
   virtual bool drops_weights() const { return false; }
-  /// What q and k pass through before the recurrence.
-  virtual Var feature_map(const Var& qk) const { return qk; }
+  /// True iff q and k pass through elu + 1 before the recurrence.
+  virtual bool elu_features() const { return false; }
 
   Var heads(const Var& x, int64_t width) const {
     return reshape(x, {x.dim(0), x.dim(1), heads_, width / heads_});
@@ -52,9 +53,14 @@ class Attention : public Mixer {
   /// (q and k, v) → heads, after the convolution of q and k alone where it is partial.
   void set_heads(Forward& forward, const Var& qk, const Var& v, bool convolve, AttentionTerms& out) const {
     const bool partial = convolve && config_.conv_type == ConvType::partial;
-    const Var mapped = feature_map(partial ? convolution_(forward, qk) : qk);
-    const std::vector<Var> parts = split(mapped, {qk_ / 2, qk_ / 2});
-    out.q = heads(parts[0], qk_ / 2), out.k = heads(parts[1], qk_ / 2), out.v = heads(v, v_);
+    const Var raw = partial ? convolution_(forward, qk) : qk;
+    const auto halves = [&](const Var& x) {
+      const std::vector<Var> parts = split(x, {qk_ / 2, qk_ / 2});
+      return std::pair{heads(parts[0], qk_ / 2), heads(parts[1], qk_ / 2)};
+    };
+    std::tie(out.q, out.k) = halves(elu_features() ? unary(Unary::elu_plus_one, raw) : raw);
+    if (elu_features()) std::tie(out.of.x, out.of.z) = halves(raw);
+    out.v = heads(v, v_);
   }
   /// The full convolution of all channels, or what is given.
   Var convolved(Forward& forward, const Var& all, bool convolve) const {
@@ -130,7 +136,7 @@ class LinearAttention final : public QkvAttention {
   const char* family() const override { return "lin-attention"; }
   Mixed mix(Forward&, const Terms& terms) const override {
     const AttentionTerms& t = own(terms);
-    const Normalised out = linear_attention(t.q, t.k, t.v);
+    const Normalised out = linear_attention(t.q, t.k, t.v, t.of);
     return {out.y, out.log_eta};
   }
   bool has_mix_with() const override { return true; }
@@ -147,7 +153,7 @@ class LinearAttention final : public QkvAttention {
 
  protected:
   Family kind() const override { return Family::linear_attention; }
-  Var feature_map(const Var& qk) const override { return unary(Unary::elu_plus_one, qk); }
+  bool elu_features() const override { return true; }
 };
 
 /// Order of the projection: v, q, k, n. n is never convolved.
@@ -166,7 +172,7 @@ class NormAttention final : public Attention {
   }
   Mixed mix(Forward& forward, const Terms& terms) const override {
     const AttentionTerms& t = own(terms);
-    const Normalised out = norm_attention(t.q, t.k, t.v, function(), t.n, forward(offset_), scale());
+    const Normalised out = norm_attention(t.q, t.k, t.v, function(), t.n, forward(offset_), scale(), t.of);
     return {out.y, out.log_eta};
   }
   bool has_mix_with() const override { return true; }
@@ -187,9 +193,7 @@ class NormAttention final : public Attention {
 
  protected:
   Family kind() const override { return Family::norm_attention; }
-  Var feature_map(const Var& qk) const override {
-    return config_.approx_fn == ApproxFn::elu ? unary(Unary::elu_plus_one, qk) : qk;
-  }
+  bool elu_features() const override { return config_.approx_fn == ApproxFn::elu; }
 
  private:
   Unary log_eta_of() const {

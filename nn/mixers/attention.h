@@ -7,6 +7,7 @@
 //
 // d = S/H. As a dynamical system (arXiv 2405.15731): λ_i = η_{i−1}/η_i in the gauge that normalises the
 // state.
+#include "autograd/ops_attention.h"
 #include "nn/config/model_config.h"
 #include "nn/mixer.h"
 
@@ -15,6 +16,7 @@ namespace eigentrace {
 struct AttentionTerms : Terms {
   Var q, k;  ///< [B,T,H,S/H], after convolution and feature map
   Var v;     ///< [B,T,H,D/H], after convolution
+  EluOf of;  ///< what q and k are elu + 1 of, if they are
   Var n;     ///< [B,T,H], norm attention only
 };
 

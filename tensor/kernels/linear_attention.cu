@@ -11,6 +11,7 @@
 #include "tensor/float32_copies.h"
 #include "tensor/heads.h"
 #include "tensor/kernels.h"
+#include "tensor/kernels/elu_gradients.h"
 #ifdef EIGENTRACE_WITH_CUDA
 #include "tensor/kernels/norm_function.h"
 #include "tensor/kernels/ssd_fast.cuh"
@@ -71,6 +72,47 @@ struct NormGradient {
 };
 #endif
 
+/// of_elu: dq and dk are the gradients of what q and k are elu + 1 of.
+void linear_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_eta,
+                     const Tensor& dout, Tensor& dq, Tensor& dk, Tensor& dv,
+                     [[maybe_unused]] const Tensor& kept, [[maybe_unused]] bool of_elu) {
+  check("linear_attention_backward", ctx, dq.defined() ? dq : q, dk.defined() ? dk : k, dv.defined() ? dv : v,
+        dout, log_eta);
+#ifdef EIGENTRACE_WITH_CUDA
+  if (dout.numel() == 0) return;
+  SsdExtras extras;
+  extras.linear = true, extras.row = factor_of(log_eta, 1), extras.of_elu = of_elu;
+  run_fast(ctx, {q, k, v, {}, {}, {}, dout, dq, dk, dv, {}, {}}, extras, kept);
+#endif
+}
+
+void norm_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, NormFunction f,
+                   const Tensor& n, const Tensor& offset, double scale, const Tensor& log_eta,
+                   const Tensor& dout, Tensor& dq, Tensor& dk, Tensor& dv, Tensor& dn, Tensor& doffset,
+                   [[maybe_unused]] const Tensor& kept, [[maybe_unused]] bool of_elu) {
+  check("norm_attention_backward", ctx, dq.defined() ? dq : q, dk.defined() ? dk : k, dv.defined() ? dv : v,
+        dout, dn.defined() ? dn : n);
+#ifdef EIGENTRACE_WITH_CUDA
+  if (dout.numel() == 0) return;
+  const bool slopes = dn.defined() || doffset.defined();
+  const Tensor each = doffset.defined() ? ctx.empty(n.shape(), n.dtype()) : Tensor();
+  SsdExtras extras;
+  extras.row = factor_of(log_eta, scale), extras.of_elu = of_elu;
+  if (slopes) extras.delta = ctx.empty(n.shape(), n.dtype());
+  run_fast(ctx, {q, k, v, {}, {}, {}, dout, dq, dk, dv, {}, {}}, extras, kept);
+  if (!slopes || ctx.dry()) return;
+  for_each_index(ctx, n.numel(),
+                 NormGradient{f, static_cast<float>(scale), n.dim(1), n.dim(2), PerStep<const float>(n),
+                              PerStep<const float>(offset), extras.delta.data<float>(), PerStep<float>(dn),
+                              PerStep<float>(each)});
+  if (doffset.defined())
+    launch(ctx, head_sums_kernel<float>, static_cast<unsigned>(n.dim(2)), 1024, 1024 * sizeof(double),
+           each.data<float>(), n.dim(0) * n.dim(1), n.dim(2), PerStep<float>(doffset));
+#else
+  (void)f, (void)offset, (void)scale, (void)log_eta, (void)doffset;
+#endif
+}
+
 }  // namespace
 
 void linear_attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, Tensor& out,
@@ -87,16 +129,16 @@ void linear_attention(Context& ctx, const Tensor& q, const Tensor& k, const Tens
 
 void linear_attention_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
                                const Tensor& log_eta, const Tensor& dout, Tensor& dq, Tensor& dk, Tensor& dv,
-                               [[maybe_unused]] const Tensor& kept) {
+                               const Tensor& kept) {
   if (in_float32(ctx, linear_attention_backward, q, k, v, log_eta, dout, dq, dk, dv, kept)) return;
-  check("linear_attention_backward", ctx, dq.defined() ? dq : q, dk.defined() ? dk : k, dv.defined() ? dv : v,
-        dout, log_eta);
-#ifdef EIGENTRACE_WITH_CUDA
-  if (dout.numel() == 0) return;
-  SsdExtras extras;
-  extras.linear = true, extras.row = factor_of(log_eta, 1);
-  run_fast(ctx, {q, k, v, {}, {}, {}, dout, dq, dk, dv, {}, {}}, extras, kept);
-#endif
+  linear_backward(ctx, q, k, v, log_eta, dout, dq, dk, dv, kept, false);
+}
+
+void linear_attention_elu_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
+                                   const Tensor& log_eta, const Tensor& dout, Tensor& dx, Tensor& dz,
+                                   Tensor& dv, const Tensor& kept) {
+  if (in_float32(ctx, linear_attention_elu_backward, q, k, v, log_eta, dout, dx, dz, dv, kept)) return;
+  linear_backward(ctx, q, k, v, log_eta, dout, dx, dz, dv, kept, true);
 }
 
 Tensor linear_attention_kept(Context& ctx, const Tensor& q, const Tensor& v) {
@@ -129,31 +171,21 @@ void norm_attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor
 void norm_attention_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, NormFunction f,
                              const Tensor& n, const Tensor& offset, double scale, const Tensor& log_eta,
                              const Tensor& dout, Tensor& dq, Tensor& dk, Tensor& dv, Tensor& dn,
-                             Tensor& doffset, [[maybe_unused]] const Tensor& kept) {
+                             Tensor& doffset, const Tensor& kept) {
   if (in_float32(ctx, norm_attention_backward, q, k, v, f, n, offset, scale, log_eta, dout, dq, dk, dv, dn,
                  doffset, kept))
     return;
-  check("norm_attention_backward", ctx, dq.defined() ? dq : q, dk.defined() ? dk : k, dv.defined() ? dv : v,
-        dout, dn.defined() ? dn : n);
-#ifdef EIGENTRACE_WITH_CUDA
-  if (dout.numel() == 0) return;
-  const bool slopes = dn.defined() || doffset.defined();
-  const Tensor each = doffset.defined() ? ctx.empty(n.shape(), n.dtype()) : Tensor();
-  SsdExtras extras;
-  extras.row = factor_of(log_eta, scale);
-  if (slopes) extras.delta = ctx.empty(n.shape(), n.dtype());
-  run_fast(ctx, {q, k, v, {}, {}, {}, dout, dq, dk, dv, {}, {}}, extras, kept);
-  if (!slopes || ctx.dry()) return;
-  for_each_index(ctx, n.numel(),
-                 NormGradient{f, static_cast<float>(scale), n.dim(1), n.dim(2), PerStep<const float>(n),
-                              PerStep<const float>(offset), extras.delta.data<float>(), PerStep<float>(dn),
-                              PerStep<float>(each)});
-  if (doffset.defined())
-    launch(ctx, head_sums_kernel<float>, static_cast<unsigned>(n.dim(2)), 1024, 1024 * sizeof(double),
-           each.data<float>(), n.dim(0) * n.dim(1), n.dim(2), PerStep<float>(doffset));
-#else
-  (void)f, (void)offset, (void)scale, (void)log_eta, (void)doffset;
-#endif
+  norm_backward(ctx, q, k, v, f, n, offset, scale, log_eta, dout, dq, dk, dv, dn, doffset, kept, false);
+}
+
+void norm_attention_elu_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
+                                 NormFunction f, const Tensor& n, const Tensor& offset, double scale,
+                                 const Tensor& log_eta, const Tensor& dout, Tensor& dx, Tensor& dz,
+                                 Tensor& dv, Tensor& dn, Tensor& doffset, const Tensor& kept) {
+  if (in_float32(ctx, norm_attention_elu_backward, q, k, v, f, n, offset, scale, log_eta, dout, dx, dz, dv,
+                 dn, doffset, kept))
+    return;
+  norm_backward(ctx, q, k, v, f, n, offset, scale, log_eta, dout, dx, dz, dv, dn, doffset, kept, true);
 }
 
 }  // namespace eigentrace::kernels

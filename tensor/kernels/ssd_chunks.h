@@ -79,6 +79,7 @@ struct SsdPass {
   size_t shared;        // bytes a block may have
   bool decays, weighs;  // factors are there because of log a, of w
   bool linear;          // r_i = 1/η_i
+  bool of_elu;          // q and k are elu + 1 of what dq and dk are the gradients of
   bool aligned, even;   // rows of q, k, v, dy at multiples of 16 bytes; results' rows at multiples of 8
   SsdFactors f;
   StepFactor row;  // r_i, in the forward pass of linear attention unused

@@ -107,9 +107,11 @@ constexpr int tails_threads = 512;
 /// Chunks that a block of ssd_tails_kernel takes.
 inline int tails_group(int N) { return N < 64 ? 64 / N : 1; }
 
-/// dk_j += what the chunks after j's hold of Σ_i dη_i q_i. Blocks [B H, groups of chunks].
+/// dk_j += what the chunks after j's hold of Σ_i dη_i q_i, times elu's slope if there are keys to say so.
+/// Blocks [B H, groups of chunks].
 __global__ void __launch_bounds__(tails_threads)
-    ssd_tails_kernel(const float* tails, Heads<float> dk, int H, int N, int chunks, int group) {
+    ssd_tails_kernel(const float* tails, Heads<float> dk, Heads<float> k, int H, int N, int chunks,
+                     int group) {
   const int sequence = static_cast<int>(blockIdx.x), first = static_cast<int>(blockIdx.y) * group;
   const int last = first + group < chunks - 1 ? first + group : chunks - 1;
   const int tid = static_cast<int>(threadIdx.x), n = tid % N, part = tid / N, parts = tails_threads / N;
@@ -135,15 +137,21 @@ __global__ void __launch_bounds__(tails_threads)
   __syncthreads();
   if (part >= parts) return;
   const int rows = (last - first) * ssd_chunk;
-  float* to = dk.row(sequence / H, sequence % H, int64_t{first} * ssd_chunk) + n;
+  const int64_t t0 = int64_t{first} * ssd_chunk;
+  float* to = dk.row(sequence / H, sequence % H, t0) + n;
+  const float* key = k.data ? k.row(sequence / H, sequence % H, t0) + n : nullptr;
   for (int i0 = part; i0 < rows; i0 += 8 * parts) {  // all eight are read before one is written
-    float x[8];
+    float x[8], slope[8];
 #pragma unroll
     for (int e = 0; e < 8; ++e)
-      if (const int i = i0 + e * parts; i < rows) x[e] = to[i * dk.time];
+      if (const int i = i0 + e * parts; i < rows) {
+        x[e] = to[i * dk.time];
+        slope[e] = key ? fminf(key[i * k.time], 1) : 1.0f;
+      }
 #pragma unroll
     for (int e = 0; e < 8; ++e)
-      if (const int i = i0 + e * parts; i < rows) to[i * dk.time] = x[e] + sums[i / ssd_chunk * N + n];
+      if (const int i = i0 + e * parts; i < rows)
+        to[i * dk.time] = x[e] + slope[e] * sums[i / ssd_chunk * N + n];
   }
 }
 
@@ -245,6 +253,7 @@ struct SsdTensors {
 /// What is fused into a pass.
 struct SsdExtras {
   bool linear = false;  // divided by η
+  bool of_elu = false;  // dq and dk are of what q and k are elu + 1 of
   StepFactor row;       // r_i; of linear attention in the backward pass alone
   Tensor log_eta;       // written in linear attention's forward pass
   Tensor delta;         // [B, T, H], written in the backward pass
@@ -285,6 +294,7 @@ inline void run_fast(Context& ctx, const SsdTensors& x, const SsdExtras& extras,
   s.slice = s.Np == 128 ? 64 : s.Pp;
   s.shared = shared_limit();
   s.decays = x.log_a.defined(), s.weighs = x.w.defined(), s.linear = extras.linear;
+  s.of_elu = extras.of_elu;
   s.aligned = s.N % 4 == 0 && s.P % 4 == 0 && rows_aligned(s.q, 16) && rows_aligned(s.k, 16) &&
               rows_aligned(s.v, 16) && rows_aligned(s.dy, 16);
   s.even = s.N % 2 == 0 && s.P % 2 == 0 && rows_aligned(s.y, 8) && rows_aligned(s.dq, 8) &&
@@ -325,8 +335,8 @@ inline void run_fast(Context& ctx, const SsdTensors& x, const SsdExtras& extras,
   if (s.linear && s.dk.data && s.chunks > 1)
     launch(ctx, ssd_tails_kernel,
            dim3(static_cast<unsigned>(s.B * s.H), blocks_for(s.chunks - 1, tails_group(s.N))), tails_threads,
-           sizeof(float) * static_cast<size_t>(tails_threads + tails_group(s.N) * s.N), s.tails, s.dk, s.H,
-           s.N, s.chunks, tails_group(s.N));
+           sizeof(float) * static_cast<size_t>(tails_threads + tails_group(s.N) * s.N), s.tails, s.dk,
+           s.of_elu ? s.k : Heads<float>{}, s.H, s.N, s.chunks, tails_group(s.N));
   const auto per_head_sums = [&](const double* from, const Tensor& to) {
     launch(ctx, ssd_head_sums_kernel, static_cast<unsigned>(s.H), 256, 256 * sizeof(double), from, s.B, s.H,
            s.chunks, PerStep<float>(to));

@@ -419,6 +419,7 @@ __global__ void __launch_bounds__(256, 1) ssd_gradients_kernel(const __grid_cons
           F::template b_columns<ld>(x, k + (kb + 8 * i) * ld, j, 0, lane);
         });
   const Heads<float>& to = of_keys ? s.dk : s.dq;
+  if (s.of_elu) times_elu_slope<nt, ld>(sum, of_keys ? k : q, row0, 0, lane);
   if (to.data) store_tile<nt>(sum, to, b, group, t0, n, row0, 0, s.N, s.even, lane);
 }
 

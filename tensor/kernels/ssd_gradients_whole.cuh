@@ -425,6 +425,7 @@ __global__ void __launch_bounds__(Np == 16 ? 256 : 512, Np == 16 ? 2 : 1)
     }
   }
   const Heads<float>& to = of_keys ? s.dk : s.dq;
+  if (s.of_elu) times_elu_slope<nt, ld>(sum, of_keys ? k : q, row0, column0, lane);
   if (to.data) store_tile<nt>(sum, to, b, group, t0, n, row0, column0, s.N, s.even, lane);
 }
 

@@ -135,6 +135,21 @@ __device__ __forceinline__ T sum_over_rows(T x) {
   return x + __shfl_xor_sync(0xFFFFFFFFu, x, 16);
 }
 
+/// d becomes the gradient of what the tile's elements of x, in shared memory, are elu + 1 of: elu' = min(x,
+/// 1).
+template <int nt, int ld>
+__device__ __forceinline__ void times_elu_slope(float (&d)[nt][4], const float* x, int row0, int column0,
+                                                const Lane& lane) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+#pragma unroll
+    for (int j = 0; j < nt; ++j) {
+      const float2 own =
+          two_at(x + (row0 + lane.g + 8 * r) * ld + ((column0 + 8 * j + 2 * lane.t) ^ lane.of_g));
+      d[j][2 * r] *= fminf(own.x, 1), d[j][2 * r + 1] *= fminf(own.y, 1);
+    }
+}
+
 /// Rows g and g + 8 of a tile at (row0, column0) of a chunk to their place in memory.
 template <int nt>
 __device__ __forceinline__ void store_tile(const float (&d)[nt][4], const Heads<float>& to, int b, int h,

@@ -4,6 +4,7 @@
 #include <functional>
 
 #include "autograd/ops_attention.h"
+#include "autograd/ops_pointwise.h"
 #include "tensor/kernels.h"
 #include "tests/op_checks.h"
 
@@ -298,11 +299,22 @@ TEST_CASE("cuda ssd: normalisers and skips in one pass give what separate ops gi
   for (const Case& c : {Case{1, 150, 2, 2, 16, 32}, {1, 130, 1, 1, 128, 128}, {1, 65, 1, 1, 5, 100}}) {
     const Tensor q = uniform_tensor({c.B, c.T, c.H, c.N}, 1, 0.1, 2),
                  k = uniform_tensor(q.shape(), 2, 0.1, 2), v = random_tensor({c.B, c.T, c.H, c.P}, 3),
+                 signed_q = random_tensor(q.shape(), 8), signed_k = random_tensor(q.shape(), 10),
                  n = random_tensor({c.B, c.T, c.H}, 4), per_head = random_tensor({c.H}, 5),
                  log_a = uniform_tensor({c.B, c.T, c.H}, 6, -0.1, 0),
                  w = uniform_tensor(log_a.shape(), 7, 0, 1);
     const std::vector<std::pair<TestedFunction, std::vector<Tensor>>> functions = {
         {[](Tape&, const Vars& x) { return Vars{linear_attention(x[0], x[1], x[2]).y}; }, {q, k, v}},
+        {[](Tape&, const Vars& x) {
+           const Var q = unary(Unary::elu_plus_one, x[0]), k = unary(Unary::elu_plus_one, x[1]);
+           return Vars{linear_attention(q, k, x[2], {x[0], x[1]}).y};
+         },
+         {signed_q, signed_k, v}},
+        {[](Tape&, const Vars& x) {
+           const Var q = unary(Unary::elu_plus_one, x[0]), k = unary(Unary::elu_plus_one, x[1]);
+           return Vars{norm_attention(q, k, x[2], NormFunction::softplus, x[3], x[4], 0.3, {x[0], x[1]}).y};
+         },
+         {signed_q, signed_k, v, n, per_head}},
         {[](Tape&, const Vars& x) {
            return Vars{norm_attention(x[0], x[1], x[2], NormFunction::softplus, x[3], x[4], 0.3).y};
          },
