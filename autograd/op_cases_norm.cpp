@@ -32,7 +32,8 @@ OpCase norm_case(std::string name, Op op, const std::function<Values(const Var& 
           }};
 }
 
-OpCase residual_case(const char* what, double p, bool use_sum, bool use_normed) {
+/// alone: there is nothing but the branch.
+OpCase residual_case(const char* what, double p, bool use_sum, bool use_normed, bool alone = false) {
   OpCase result{std::string("residual_layer_norm: ") + what, Op::residual_layer_norm,
                 [=](uint64_t seed, Device device) {
                   Rng rng(seed);
@@ -40,8 +41,10 @@ OpCase residual_case(const char* what, double p, bool use_sum, bool use_normed) 
                   const Shape shape{odd_size(rng, 7), odd_size(rng, 63), width};
                   return OpInstance{
                       [=](Tape&, const Values& in) {
-                        const ResidualNorm r = residual_layer_norm(in[0], in[1], p, in[2], in[3], 1e-5);
+                        const ResidualNorm r =
+                            residual_layer_norm(alone ? Var() : in[0], in[1], p, in[2], in[3], 1e-5);
                         Values out{unary(Unary::silu, in[1])};  // the branch is used elsewhere too
+                        if (alone) out.push_back(unary(Unary::silu, in[0]));
                         if (use_sum) out.push_back(unary(Unary::silu, r.sum));
                         if (use_normed) out.push_back(unary(Unary::silu, r.normed));
                         return out;
@@ -109,6 +112,7 @@ std::vector<OpCase> op_cases_norm() {
   cases.push_back(residual_case("normed alone goes on", 0, false, true));
   cases.push_back(residual_case("the branch dropped out", 0.3, true, true));
   cases.push_back(residual_case("the branch dropped out, the sum alone goes on", 0.3, true, false));
+  cases.push_back(residual_case("the branch alone, dropped out", 0.3, true, true, true));
   for (OpCase& op_case : cases) op_case.tolerance = 1e-6, op_case.float32_tolerance = 2e-4;
   return cases;
 }

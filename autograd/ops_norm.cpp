@@ -76,20 +76,21 @@ Var rms_norm(const Var& x, const Var& weight, double epsilon) {
 
 ResidualNorm residual_layer_norm(const Var& x, const Var& branch, double dropout, const Var& weight,
                                  const Var& bias, double epsilon) {
-  check("residual_layer_norm", x, weight, "weight");
-  check("residual_layer_norm", x, bias, "bias");
-  if (!(x.shape() == branch.shape()) || x.dtype() != branch.dtype())
+  check("residual_layer_norm", branch, weight, "weight");
+  check("residual_layer_norm", branch, bias, "bias");
+  if (!x.defined() && dropout == 0) fail("residual_layer_norm: x: expected where dropout is 0, found none");
+  if (x.defined() && (!(x.shape() == branch.shape()) || x.dtype() != branch.dtype()))
     fail(fmt::format("residual_layer_norm: x {} and branch {} differ", to_string(x.value()),
                      to_string(branch.value())));
-  Context& ctx = x.ctx();
-  const uint32_t random_op = dropout > 0 ? x.tape().next_random_op() : 0;
+  Context& ctx = branch.ctx();
+  const uint32_t random_op = dropout > 0 ? branch.tape().next_random_op() : 0;
   kernels::NormForward n{
       .x = x.value(), .branch = branch.value(), .weight = weight.value(), .bias = bias.value()};
   n.epsilon = epsilon, n.p = dropout, n.random_op = random_op;
-  n.sum = ctx.empty(x.shape(), x.dtype());
-  n.y = ctx.empty(x.shape(), x.dtype());
-  n.mean = ctx.empty(rows_shape(x), weight.dtype());
-  n.rstd = ctx.empty(rows_shape(x), weight.dtype());
+  n.sum = ctx.empty(branch.shape(), branch.dtype());
+  n.y = ctx.empty(branch.shape(), branch.dtype());
+  n.mean = ctx.empty(rows_shape(branch), weight.dtype());
+  n.rstd = ctx.empty(rows_shape(branch), weight.dtype());
   kernels::layer_norm(ctx, n);
   const VarRef refs[] = {x.ref(), branch.ref(), weight.ref(), bias.ref()};
   const auto backward = [x = x.ref(), branch = branch.ref(), weight, bias = bias.ref(), sum = n.sum,
@@ -107,10 +108,10 @@ ResidualNorm residual_layer_norm(const Var& x, const Var& branch, double dropout
     g.p = dropout, g.random_op = random_op;
     with_parameters(b, g, weight.ref(), bias, [&] {
       const bool shared = dropout == 0;  // both gradients are the same numbers: one tensor, lent to both
-      if (!shared) g.dx = b.destination(x);
+      if (!shared) g.dx = b.destination(x), g.dbranch = b.destination(branch);
+      if (!g.dx.defined()) g.dx = g.dbranch;  // nobody wants it
       if (!g.dx.defined() && (x.slot >= 0 || branch.slot >= 0))
         g.dx = b.ctx().empty(sum.shape(), sum.dtype());
-      if (!shared) g.dbranch = b.destination(branch);
       kernels::layer_norm_backward(b.ctx(), g);
       if (shared) {
         b.add_gradient(x, g.dx);
@@ -121,7 +122,7 @@ ResidualNorm residual_layer_norm(const Var& x, const Var& branch, double dropout
       }
     });
   };
-  std::vector<Var> out = x.tape().record_many(Op::residual_layer_norm, {n.sum, n.y}, refs, backward);
+  std::vector<Var> out = branch.tape().record_many(Op::residual_layer_norm, {n.sum, n.y}, refs, backward);
   return {out[0], out[1]};
 }
 

@@ -16,7 +16,7 @@ struct ResidualNorm {
   Var normed;  ///< layer_norm(sum)
 };
 /// Residual, dropout of the branch and LayerNorm in one pass; the backward pass adds the gradient of `sum`
-/// itself. Kept: sum, mean and 1/√(var + ε) per row.
+/// itself. Kept: sum, mean and 1/√(var + ε) per row. x may be undefined where dropout > 0: the branch alone.
 ResidualNorm residual_layer_norm(const Var& x, const Var& branch, double dropout, const Var& weight,
                                  const Var& bias, double epsilon);
 

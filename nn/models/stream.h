@@ -8,11 +8,15 @@
 namespace eigentrace {
 
 struct Stream {
-  Var x, branch;  ///< branch undefined: x alone
+  Var x, branch;  ///< branch undefined: x alone; x undefined: dropout(branch), rate > 0
   double rate = 0;
 };
 
-inline Var sum_of(const Stream& s) { return s.branch.defined() ? add(s.x, dropout(s.branch, s.rate)) : s.x; }
+inline Var sum_of(const Stream& s) {
+  if (!s.branch.defined()) return s.x;
+  const Var branch = dropout(s.branch, s.rate);
+  return s.x.defined() ? add(s.x, branch) : branch;
+}
 
 /// (stream summed, normed).
 inline ResidualNorm norm_of(const Forward& forward, const LayerNorm& norm, const Stream& s) {

@@ -146,7 +146,8 @@ class Transformer final : public Model {
   Var features(Forward& forward, const ModelInput& input) const override {
     forward.tape.set_scope("encoder");
     const double rate = forward.encoder_dropout ? forward.rate(c_.dropout) : 0.0;
-    Stream stream{dropout(encode(forward, input), rate), {}, 0};
+    Stream stream{encode(forward, input), {}, 0};
+    if (rate > 0) stream = {{}, stream.x, rate};
     int layer = 0;
     for (const Block& block : blocks_) stream = block(forward, layer++, stream);
     forward.tape.set_scope("head");

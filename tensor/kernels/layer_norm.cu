@@ -2,7 +2,8 @@
 //   with g = dy w:  dx = r (g − mean(g) − x̂ mean(g x̂)),  dw = Σ_rows dy x̂,  db = Σ_rows dy
 // RMSNorm is the same with mean ≡ 0 (and no mean(g) in dx), var = mean(x²), no bias.
 // The CUDA bodies are in layer_norm_cuda.cuh.
-// Residual form: x = a + dropout(branch) first; da = dx + dsum, dbranch = mask da / (1 − p).
+// Residual form: x = a + dropout(branch) first, without a if that is undefined; da = dx + dsum,
+// dbranch = mask da / (1 − p), which may take da's place.
 #include <algorithm>
 #include <cmath>
 
@@ -17,12 +18,16 @@ namespace {
 template <class T>
 void forward_row_cpu(const NormForwardRows<T>& f, int64_t row, T* factors) {
   const int64_t n = f.y.cols;
-  const T* x = f.x.data + row * f.x.stride;
+  const T* x = f.x.data ? f.x.data + row * f.x.stride : nullptr;
   T* y = f.y.data + row * f.y.stride;
   if (f.branch.data) {
     const T* branch = f.branch.data + row * f.branch.stride;
     T* sum = f.sum.data + row * f.sum.stride;
-    if (f.mask.threshold) {
+    if (!x) {
+      const T* m = dropout_factors(f.mask, row * n, n, factors);
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) sum[i] = branch[i] * m[i];
+    } else if (f.mask.threshold) {
       const T* m = dropout_factors(f.mask, row * n, n, factors);
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i) sum[i] = x[i] + branch[i] * m[i];
@@ -142,16 +147,17 @@ Rows<T> optional_rows(const Tensor& x, const char* what) {
 
 void layer_norm(Context& ctx, const NormForward& n) {
   const bool residual = n.branch.defined();
-  check_parameter("layer_norm", n.weight, n.x);
-  check_parameter("layer_norm", n.bias, n.x);
-  if (!(n.y.shape() == n.x.shape()) || (residual && !(n.branch.shape() == n.x.shape())))
+  check_parameter("layer_norm", n.weight, n.y);
+  check_parameter("layer_norm", n.bias, n.y);
+  const auto fits = [&](const Tensor& t) { return !t.defined() || t.shape() == n.y.shape(); };
+  if (!fits(n.x) || !fits(n.branch) || !(n.x.defined() || (residual && n.p > 0)))
     fail("layer_norm: operands are " + to_string(n.x) + ", " + to_string(n.branch) + " and " +
          to_string(n.y) + "; equal shapes expected");
   DropoutStream mask = dropout_stream(ctx, n.p, n.random_op);
   if (n.p == 0) mask.threshold = 0;
-  dispatch_stored(ctx, "layer_norm", n.x.dtype(), [&]<class S>() {
+  dispatch_stored(ctx, "layer_norm", n.y.dtype(), [&]<class S>() {
     using T = Arithmetic<S>;
-    NormForwardRows<S> f{rows_of<S>(n.x, "layer_norm: x"),
+    NormForwardRows<S> f{optional_rows<S>(n.x, "layer_norm: x"),
                          rows_of<S>(n.y, "layer_norm: y"),
                          optional_rows<S>(n.branch, "layer_norm: branch"),
                          optional_rows<S>(n.sum, "layer_norm: sum"),

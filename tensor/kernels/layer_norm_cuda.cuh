@@ -23,7 +23,7 @@ template <class S>
 struct NormForwardRows {
   using T = Arithmetic<S>;
   Rows<S> x, y;
-  Rows<S> branch, sum;  // residual form: branch.data set
+  Rows<S> branch, sum;  // residual form: branch.data set; then x.data may be null
   const T *weight, *bias;
   T *mean, *rstd, epsilon;
   bool centred;
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(32 * norm_warps)
 #pragma unroll
   for (int k = 0; k < packs; ++k) {
     const int i = static_cast<int>(k * 32 + threadIdx.x) * width;
-    if (i < n) x[k] = load_as<T, width>(f.x.data + row * f.x.stride + i);
+    if (i < n && f.x.data) x[k] = load_as<T, width>(f.x.data + row * f.x.stride + i);
   }
   if (f.branch.data) {
 #pragma unroll
@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(32 * norm_warps)
 #pragma unroll
       for (int j = 0; j < width; ++j)
         dx.x[j] = dsum[k].x[j] + rstd * (dy[k].x[j] - sum_g - x[k].x[j] * sum_gx);
-      store_as(f.dx.data + row * f.dx.stride + i, dx);
+      if (f.dx.data != f.dbranch.data) store_as(f.dx.data + row * f.dx.stride + i, dx);
       if (!f.dbranch.data) continue;
       const Vec<T, width> m = f.mask.template factors<T, width>(row * n + i);
 #pragma unroll
@@ -208,7 +208,7 @@ __global__ void norm_forward_wide(NormForwardRows<S> f) {  // a block a row
     S* sum = f.sum.data + row * f.sum.stride;
     for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
       const T m = f.mask.threshold ? f.mask.template factor<T>(row * n + i) : T(1);
-      sum[i] = x[i] + f.branch.data[row * f.branch.stride + i] * m;
+      sum[i] = (f.x.data ? T(x[i]) : T(0)) + f.branch.data[row * f.branch.stride + i] * m;
     }
     x = sum;
   }
