@@ -9,6 +9,7 @@
 #include <string>
 
 #include "tensor/dispatch.h"
+#include "tensor/gemm_columns.cuh"
 #include "tensor/gemm_outer.cuh"
 #include "tensor/gemm_tensor_cores.cuh"
 #include "tensor/kernels/column_sum.cuh"
@@ -280,8 +281,15 @@ void cuda_gemm(Context& ctx, const Product<T, Out>& product) {
   }
   if (product.M <= 0 || product.N <= 0 || product.batch <= 0) return;
   if (product.K <= 0 || product.alpha == 0) return start_from(ctx, product);
-  if constexpr (sizeof(T) == 4)
+  if constexpr (sizeof(T) == 4) {
+    if (has_last_columns(ctx, product)) {
+      Product<T> first = product;
+      first.N = product.N / 4 * 4;
+      cuda_gemm(ctx, first);
+      return last_columns(ctx, product);
+    }
     if (takes_own_kernel(ctx, product)) return own_product(ctx, product);
+  }
   Blas& blas = *static_cast<Blas*>(ctx.blas());
   const cublasComputeType_t wanted = compute_type<T>(ctx.precision);
   const bool fusable = product.bias_stride == 1 && !product.c.transposed;

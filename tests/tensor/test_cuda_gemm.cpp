@@ -205,6 +205,13 @@ TEST_CASE("cuda products: a width of 385, whose rows are padded") {
   check_linear(tf32, 130, 36, 385, 7, false);
 }
 
+TEST_CASE("cuda products: one to three columns more than whole pieces, in aligned rows") {
+  if (!gpu_here()) return;
+  check_linear(modes[2], 130, 36, 385, 4, false);
+  check_linear(modes[2], 70, 132, 258, 0, false);
+  check_linear(modes[2], 65, 260, 131, 8, false);
+}
+
 TEST_CASE("cuda products: weight gradients of whole tiles, the last piece of the sum a short one") {
   if (!gpu_here()) return;
   check_linear(modes[2], 544, 256, 256, 0, false);
