@@ -199,7 +199,8 @@ inline int64_t outer_length(int64_t M, int64_t N, int64_t K) {
 /// Elements of scratch for outer_long.
 inline int64_t outer_scratch(int64_t M, int64_t N, int64_t K, bool sums) {
   const auto elements = [&](int64_t length) { return (K + length - 1) / length * (M * N + (sums ? M : 0)); };
-  return std::max(elements(outer_length(M, N, K)), wgmma_fits(M, N, K) ? elements(wgmma_length(M, N, K)) : 0);
+  return std::max({elements(outer_length(M, N, K)), wgmma_fits(M, N, K) ? elements(wgmma_length(M, N, K)) : 0,
+                   wgmma_fits(N, M, K) ? elements(wgmma_length(N, M, K)) : 0});
 }
 /// True iff the operands lie as outer_kernel reads them.
 inline bool outer_takes(const Product<float>& p) {
@@ -213,31 +214,23 @@ inline void outer_long(Context& ctx, const Product<float>& product, float* sums,
                        float* scratch) {
   const auto whole = [](int64_t n) { return static_cast<int>(n); };
   const int64_t M = product.M, N = product.N, K = product.K;
-  const bool by_wgmma = wgmma_fits(M, N, K) && wgmma_exists(ctx);
-  const int64_t length = by_wgmma ? wgmma_length(M, N, K) : outer_length(M, N, K);
+  const bool exists = wgmma_exists(ctx), by_wgmma = exists && wgmma_fits(M, N, K),
+             turned = exists && !by_wgmma && wgmma_fits(N, M, K);  // as (Bᵀ A)ᵀ
+  const int64_t length = by_wgmma ? wgmma_length(M, N, K)
+                         : turned ? wgmma_length(N, M, K)
+                                  : outer_length(M, N, K);
   const int64_t pieces = (K + length - 1) / length;
   float* partial_sums = scratch + pieces * M * N;
-  const OuterProduct p{product.a.data,
-                       product.b.data,
-                       product.a.ld,
-                       product.b.ld,
-                       whole(M),
-                       whole(N),
-                       whole(K),
-                       whole(length),
-                       whole(pieces),
-                       scratch,
-                       sums ? partial_sums : nullptr,
-                       by_wgmma && product.c.transposed && !sums};
+  const Matrix<const float>&a = turned ? product.b : product.a, &b = turned ? product.a : product.b;
+  const OuterProduct p{
+      a.data,   b.data,        a.ld,          b.ld,    whole(turned ? N : M),         whole(turned ? M : N),
+      whole(K), whole(length), whole(pieces), scratch, sums ? partial_sums : nullptr, turned};
   const dim3 grid(blocks_for(M, outer_tile) * blocks_for(N, outer_tile), static_cast<unsigned>(pieces));
-  if (by_wgmma)
+  if (by_wgmma || turned)
     outer_wgmma(ctx, p);
   else
     launch(ctx, outer_kernel, grid, outer_threads, outer_shared_bytes, p);
-  if (p.turned)
-    sum_pieces(ctx, {scratch, nullptr, p.pieces, N, M, product.c.t(), nullptr, 0, false});
-  else
-    sum_pieces(ctx, {scratch, partial_sums, p.pieces, M, N, product.c, sums, sums_stride, false});
+  sum_pieces(ctx, {scratch, partial_sums, p.pieces, M, N, product.c, sums, sums_stride, false});
 }
 
 }  // namespace eigentrace

@@ -95,8 +95,8 @@ __global__ void __launch_bounds__(wgmma_threads, 1)
   const int j0 = tile_column * wgmma_columns;
   const int piece = static_cast<int>(blockIdx.y), k_begin = piece * p.length;
   const int depth = (p.K - k_begin < p.length ? p.K - k_begin : p.length) / outer_depth;
-  const bool sums_wanted = p.sums && tile_column == 0;
-  float sums[2] = {};
+  const bool sums_wanted = p.sums && (p.turned ? i0 == 0 : tile_column == 0);
+  float sums[2] = {}, sums_of_b[2][4] = {};
   float d[128] = {};
 
   // A's tiles as they lie, whole rows a warp: three places, two tiles on their way.
@@ -138,6 +138,8 @@ __global__ void __launch_bounds__(wgmma_threads, 1)
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
       const float4 v = next_b[half][r];
+      sums_of_b[half][0] += v.x, sums_of_b[half][1] += v.y, sums_of_b[half][2] += v.z,
+          sums_of_b[half][3] += v.w;
       const bool odd = order & 1, far = order & 2;
       const float y[4] = {odd ? v.y : v.x, odd ? v.x : v.y, odd ? v.w : v.z, odd ? v.z : v.w};
 #pragma unroll
@@ -229,6 +231,23 @@ __global__ void __launch_bounds__(wgmma_threads, 1)
     }
   }
   if (!sums_wanted) return;
+  if (p.turned) {  // lanes 8 apart and two warps have the same columns
+    float* const halves = dynamic_shared<float>();
+    __syncthreads();  // products that read B's tiles here are over
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        float sum = sums_of_b[half][e];
+        sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 8);
+        sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 16);
+        if (lane < 8) halves[warp % 2 * wgmma_columns + column + 32 * half + e] = sum;
+      }
+    __syncthreads();
+    const int j = static_cast<int>(threadIdx.x);
+    p.sums[static_cast<int64_t>(piece) * p.N + j0 + j] = halves[j] + halves[wgmma_columns + j];
+    return;
+  }
 #pragma unroll
   for (int e = 0; e < 2; ++e) {
 #pragma unroll

@@ -14,9 +14,9 @@ struct OuterProduct {
   int64_t a_ld, b_ld;
   int M, N, K;
   int length, pieces;   ///< length: a multiple of outer_depth
-  float* products;      ///< [pieces, M, N], or [pieces, N, M]
+  float* products;      ///< [pieces, M, N]
   float* sums;          ///< [pieces, M]: Σ_k A(k, i); null: not wanted
-  bool turned = false;  ///< products are [pieces, N, M]; outer_wgmma alone
+  bool turned = false;  ///< outer_wgmma alone: products are [pieces, N, M], sums [pieces, N]: Σ_k B(k, j)
 };
 
 constexpr int outer_depth = 32;  ///< rows of a tile

@@ -27,16 +27,18 @@ __global__ void gather_kernel(Rows<T> x, DeviceLabels labels, T* gathered) {
 
 constexpr int scatter_rows = 64, scatter_threads = 256;
 
-/// A block writes its rows of y: c x_m at the row of label m, zeros elsewhere. Rows of labels ascend, and
-/// those that do not count come last.
+/// A block writes its rows of y: zeros, then c x_m at the rows of labels, which ascend; those that do not
+/// count come last.
 template <class T, int width>
 __global__ void __launch_bounds__(scatter_threads)
     scatter_kernel(const Arithmetic<T>* c, Rows<T> x, DeviceLabels labels, Rows<T> y) {
-  __shared__ int64_t label_of[scatter_rows];
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * scatter_rows;
   const int rows = y.rows - begin < scatter_rows ? static_cast<int>(y.rows - begin) : scatter_rows;
-  const int thread = static_cast<int>(threadIdx.x);
-  if (thread < scatter_rows) label_of[thread] = -1;
+  const int packs = static_cast<int>(y.cols) / width, lane = static_cast<int>(threadIdx.x % 32),
+            warp = static_cast<int>(threadIdx.x / 32), warps = scatter_threads / 32;
+  for (int row = warp; row < rows; row += warps)
+    for (int j = lane; j < packs; j += 32)
+      store_as(y.data + (begin + row) * y.stride + j * width, Vec<Arithmetic<T>, width>());
   int64_t first = 0, end = labels.size;  // the first label from row `begin` on lies in between
   while (first < end) {
     const int64_t middle = (first + end) / 2;
@@ -45,22 +47,17 @@ __global__ void __launch_bounds__(scatter_threads)
     else
       end = middle;
   }
-  __syncthreads();
-  if (const int64_t m = first + thread; thread < scatter_rows && m < labels.size && labels.used(m))
-    if (const int64_t at = labels.row(m) - begin; at >= 0 && at < rows) label_of[at] = m;
-  __syncthreads();
   const Arithmetic<T> factor = c ? *c : Arithmetic<T>(1);
-  const int packs = static_cast<int>(y.cols) / width;
-  for (int i = thread; i < rows * packs; i += scatter_threads) {
-    const int row = i / packs, j = i % packs * width;
-    const int64_t m = label_of[row];
-    Vec<Arithmetic<T>, width> pack;
-    if (m >= 0) {
-      pack = load_as<Arithmetic<T>, width>(x.data + m * x.stride + j);
+  __syncthreads();  // zeros are there
+  for (int64_t m = first + warp; m < labels.size && labels.used(m); m += warps) {
+    const int64_t row = labels.row(m);
+    if (row >= begin + rows) break;
+    for (int j = lane; j < packs; j += 32) {
+      Vec<Arithmetic<T>, width> pack = load_as<Arithmetic<T>, width>(x.data + m * x.stride + j * width);
 #pragma unroll
       for (int e = 0; e < width; ++e) pack.x[e] *= factor;
+      store_as(y.data + row * y.stride + j * width, pack);
     }
-    store_as(y.data + (begin + row) * y.stride + j, pack);
   }
 }
 

@@ -109,7 +109,7 @@ inline int tails_group(int N) { return N < 64 ? 64 / N : 1; }
 
 /// dk_j += what the chunks after j's hold of Σ_i dη_i q_i, times elu's slope if there are keys to say so.
 /// Blocks [B H, groups of chunks].
-__global__ void __launch_bounds__(tails_threads)
+__global__ void __launch_bounds__(tails_threads, 3)
     ssd_tails_kernel(const float* tails, Heads<float> dk, Heads<float> k, int H, int N, int chunks,
                      int group) {
   const int sequence = static_cast<int>(blockIdx.x), first = static_cast<int>(blockIdx.y) * group;
@@ -140,16 +140,16 @@ __global__ void __launch_bounds__(tails_threads)
   const int64_t t0 = int64_t{first} * ssd_chunk;
   float* to = dk.row(sequence / H, sequence % H, t0) + n;
   const float* key = k.data ? k.row(sequence / H, sequence % H, t0) + n : nullptr;
-  for (int i0 = part; i0 < rows; i0 += 8 * parts) {  // all eight are read before one is written
-    float x[8], slope[8];
+  for (int i0 = part; i0 < rows; i0 += 4 * parts) {  // all four are read before one is written
+    float x[4], slope[4] = {1, 1, 1, 1};
 #pragma unroll
-    for (int e = 0; e < 8; ++e)
+    for (int e = 0; e < 4; ++e)
       if (const int i = i0 + e * parts; i < rows) {
         x[e] = to[i * dk.time];
-        slope[e] = key ? fminf(key[i * k.time], 1) : 1.0f;
+        if (key) slope[e] = fminf(key[i * k.time], 1);
       }
 #pragma unroll
-    for (int e = 0; e < 8; ++e)
+    for (int e = 0; e < 4; ++e)
       if (const int i = i0 + e * parts; i < rows)
         to[i * dk.time] = x[e] + slope[e] * sums[i / ssd_chunk * N + n];
   }

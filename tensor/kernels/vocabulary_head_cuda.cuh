@@ -132,8 +132,8 @@ struct AddTo {
   ET_HD void operator()(int64_t i) const { y[i] += x[i]; }
 };
 
-/// True iff dW of a block is a sum that cuda_gemm_long may have a kernel for.
-inline bool sums_long(const Context& ctx, DType dtype, int64_t D, int64_t V, int64_t rows) {
+/// True iff dW and db are a sum that cuda_gemm_long may have one kernel for.
+inline bool sums_long(const Context& ctx, DType dtype, int64_t V, int64_t D, int64_t rows) {
   return dtype == DType::f32 && ctx.precision == Precision::tf32 && wgmma_fits(D, V, rows);
 }
 
@@ -168,14 +168,17 @@ void head_cuda_body(Context& ctx, const Tensor& x, const Tensor& weight, const T
           ctx,
           Product<T>{rows, D, V, dz, w_of_dx, Matrix<T>{dx.data<T>() + first * D, std::max<int64_t>(D, 1)}},
           nullptr, 0, scratch.products.data<T>());
-    if (dweight.defined()) {  // as (xᵀ dz)ᵀ: dz is what lies in wide rows
-      Product<T> p{D, V, rows, x_block.t(), dz, matrix_of<T>(dweight, "vocabulary_head: dweight").t()};
-      p.beta = first == 0 ? T(0) : T(1);
-      if (first == 0 && sums_long(ctx, x.dtype(), D, V, rows))
-        cuda_gemm_long<T>(ctx, p, nullptr, 0, scratch.products.data<T>());
-      else
-        cuda_gemm(ctx, p);
+    Product<T> outer{V, D, rows, dz.t(), x_block, {}};
+    if (dweight.defined()) {
+      outer.c = matrix_of<T>(dweight, "vocabulary_head: dweight");
+      outer.beta = first == 0 ? T(0) : T(1);
     }
+    if (dweight.defined() && rows == M && sums_long(ctx, x.dtype(), V, D, M)) {
+      cuda_gemm_long<T>(ctx, outer, dbias.defined() ? dbias.data<T>() : nullptr, 1,
+                        scratch.products.data<T>());
+      continue;
+    }
+    if (dweight.defined()) cuda_gemm(ctx, outer);
     if (dbias.defined()) {
       T* sums = first == 0 ? dbias.data<T>() : scratch.bias_sums.data<T>();
       column_sum(ctx, Rows<T>{logits, rows, V, ld}, sums, 1, scratch.column_sums.data<T>());
@@ -199,8 +202,8 @@ inline void head_cuda(Context& ctx, const Tensor& x, const Tensor& weight, const
   if (dx.defined())
     products = std::max(cuda_long_scratch(ctx, x.dtype(), rows, D, V, false),
                         cuda_long_scratch(ctx, x.dtype(), rest, D, V, false));
-  if (dweight.defined() && sums_long(ctx, x.dtype(), D, V, rows))
-    products = std::max(products, cuda_long_scratch(ctx, x.dtype(), D, V, rows, false));
+  if (dweight.defined() && rows == M && sums_long(ctx, x.dtype(), V, D, M))
+    products = std::max(products, cuda_long_scratch(ctx, x.dtype(), V, D, M, dbias.defined()));
   const bool turns = dx.defined() && turns_weight(ctx, weight, rows);
   HeadScratch scratch{
       .losses = ctx.empty({M}, DType::f64),

@@ -216,6 +216,7 @@ TEST_CASE("cuda products: weight gradients of whole tiles, the last piece of the
   if (!gpu_here()) return;
   check_linear(modes[2], 544, 256, 256, 0, false);
   check_linear(modes[2], 544, 512, 128, 4, true);
+  check_linear(modes[2], 544, 128, 512, 0, false);  // whole tiles of the turned product
 }
 
 TEST_CASE("cuda products: batched matrices, transposed and broadcast views") {

@@ -154,16 +154,18 @@ TEST_CASE("cuda losses: vocabulary_head by blocks of rows gives what it gives at
 
 TEST_CASE("cuda losses: vocabulary_head at a study's size in TF32 is near float32's, the same bits twice") {
   if (!gpu_here() || cuda_is_emulated()) return;  // 9 GFLOP a product
-  const HeadSizes s{32768, 4093, 8192, 128, false, false};
+  const HeadSizes s{32768, 4093, 8192, 128, true, false};
   Rng rng(7);
   const SomeLabels labels(rng, s.rows, s.labels, s.V);
-  const Tensor x = normal(rng, {s.rows, s.D}), w = normal(rng, {s.V, s.D});
+  const Tensor x = normal(rng, {s.rows, s.D}), w = normal(rng, {s.V, s.D}), b = normal(rng, {s.V});
   Context exact = gpu_context(Precision::fp32), fast = gpu_context(Precision::tf32);
-  HeadRun reference(exact, labels, s, DType::f32, x, w, {}), found(fast, labels, s, DType::f32, x, w, {}),
-      again(fast, labels, s, DType::f32, x, w, {});
+  HeadRun reference(exact, labels, s, DType::f32, x, w, b), found(fast, labels, s, DType::f32, x, w, b),
+      again(fast, labels, s, DType::f32, x, w, b);
   CHECK(difference(found.side.value, reference.side.value) < 5e-3);
   CHECK(difference(found.dx, reference.dx) < 5e-3);
   CHECK(difference(found.dw, reference.dw) < 5e-3);
+  CHECK(difference(found.db, reference.db) < 5e-3);
+  CHECK(difference(again.db, found.db) == 0);
   CHECK(difference(again.dx, found.dx) == 0);
   CHECK(difference(again.dw, found.dw) == 0);
 }
