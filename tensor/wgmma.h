@@ -137,9 +137,16 @@ __device__ __forceinline__ void fence_for_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-/// A barrier of one arrival; addresses in shared memory, 8 bytes each.
-__device__ __forceinline__ void bulk_barrier_init(uint32_t barrier) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
+/// A barrier of so many arrivals a phase; addresses in shared memory, 8 bytes each.
+__device__ __forceinline__ void bulk_barrier_init(uint32_t barrier, int arrivals = 1) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+__device__ __forceinline__ void bulk_arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+/// This thread's arrival, when what it has copied (copy_async_16, copy_async_4) is there.
+__device__ __forceinline__ void copies_arrive(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 /// `bytes` (a multiple of 16, as both addresses) from global to shared memory; one thread. The barrier's
 /// phase ends when they are there.
@@ -174,6 +181,12 @@ __device__ __forceinline__ void fewer_registers() {
 template <int registers>
 __device__ __forceinline__ void more_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(registers));
+}
+/// As pack_bf16 (tensor/mma.h), zeros for what is negative.
+__device__ __forceinline__ uint32_t pack_kept_bf16(float low, float high) {
+  uint32_t y;
+  asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+  return y;
 }
 /// Four 8 × 8 matrices of bf16, laid down as ldmatrix reads them: lane 8 m + r says where row r of matrix m
 /// goes.

@@ -145,9 +145,9 @@ __device__ __forceinline__ void attention_stage(typename M::Element* to, const A
 struct AttentionTurn {
   int64_t item;
   int turn;
-  __device__ AttentionTurn(int64_t items, int turns) {
+  __device__ AttentionTurn(int64_t items, int turns, int64_t index = blockIdx.x) {
     const int64_t most = (items + (items + 63) / 64 - 1) / ((items + 63) / 64);
-    const int64_t group = blockIdx.x / (most * turns), in = blockIdx.x % (most * turns);
+    const int64_t group = index / (most * turns), in = index % (most * turns);
     const int64_t members = items - most * group < most ? items - most * group : most;
     item = most * group + in % members;
     turn = static_cast<int>(in / members);

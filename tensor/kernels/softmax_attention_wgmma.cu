@@ -30,13 +30,17 @@ void attention_pack(const Context& ctx, const AttentionPlan& plan, const Attenti
 void attention_wgmma_backward(const Context& ctx, const AttentionPlan& plan,
                               const AttentionOperands<float>& a, const AttentionGradients<float>& g,
                               const AttentionParts& parts, const void* packs) {
+  int processors = 0;
+  ET_CUDA(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, ctx.device().index));
+  const int64_t runs = a.size.B * a.size.H * parts.blocks;
   with_wgmma_sizes(plan, [&]<int N, int P>() {
     using Block = AttentionWgmmaBlock<N, P>;
+    const int64_t blocks = Block::stays ? std::min<int64_t>(runs, processors) : runs;
     launch(
         ctx,
         a.drops ? attention_wgmma_backward_kernel<N, P, true> : attention_wgmma_backward_kernel<N, P, false>,
-        static_cast<unsigned>(a.size.B * a.size.H * parts.blocks), Block::threads, Block::bytes, a, g,
-        access_of(a, g), parts, static_cast<const unsigned char*>(packs));
+        static_cast<unsigned>(blocks), Block::threads, Block::bytes, a, g, access_of(a, g), parts,
+        static_cast<const unsigned char*>(packs));
   });
 }
 
