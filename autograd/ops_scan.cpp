@@ -6,6 +6,7 @@
 
 #include "tensor/error.h"
 #include "tensor/kernels.h"
+#include "tensor/kernels/fft_convolution_add.h"
 
 namespace eigentrace {
 namespace {
@@ -192,9 +193,12 @@ Var fft_convolution(const Var& u, const Var& k, const Var& d) {
   kernels::fft_convolution(ctx, u.value(), k.value(), d.value(), y, kept);
 
   return u.tape().record(Op::fft_convolution, y, {u, k, d}, [u, k, d, kept](Backward& b) {
-    Tensor du = b.destination(u.ref()), dk = b.destination(k.ref()), dd = b.destination(d.ref());
-    kernels::fft_convolution_backward(b.ctx(), u.value(), k.value(), d.value(), b.dy(), du, dk, dd, kept);
-    b.commit(u.ref(), du);
+    Tensor sent;
+    Tensor du = b.destination_with_sent(u.ref(), sent), dk = b.destination(k.ref()),
+           dd = b.destination(d.ref());
+    kernels::fft_convolution_backward_add(b.ctx(), u.value(), k.value(), d.value(), b.dy(), sent, du, dk, dd,
+                                          kept);
+    b.commit_with_sent(u.ref(), du, sent);
     b.commit(k.ref(), dk);
     b.commit(d.ref(), dd);
   });

@@ -13,6 +13,7 @@
 #include "tensor/fft.h"
 #include "tensor/float32_copies.h"
 #include "tensor/kernels.h"
+#include "tensor/kernels/fft_convolution_add.h"
 #ifdef EIGENTRACE_WITH_CUDA
 #include "tensor/kernels/fft_convolution_cuda.cuh"
 #endif
@@ -223,6 +224,20 @@ void fft_convolution_backward(Context& ctx, const Tensor& u, const Tensor& k, co
         dd.data<T>()[c] = static_cast<T>(sum);
       }
   });
+}
+
+void fft_convolution_backward_add(Context& ctx, const Tensor& u, const Tensor& k, const Tensor& d,
+                                  const Tensor& dy, const Tensor& sent, Tensor& du, Tensor& dk, Tensor& dd,
+                                  const Tensor& kept) {
+  if (!sent.defined() || !du.defined()) return fft_convolution_backward(ctx, u, k, d, dy, du, dk, dd, kept);
+#ifdef EIGENTRACE_WITH_CUDA
+  if (ctx.device().is_cuda() && u.dtype() == DType::f32)
+    if (const TilePlan plan(ctx, u); plan.fits)
+      return tile_convolution_backward(ctx, plan, u, k, d, dy, sent, du, dk, dd, kept);
+#endif
+  Tensor own = ctx.empty(du.shape(), du.dtype());  // du may be `sent`
+  fft_convolution_backward(ctx, u, k, d, dy, own, dk, dd, kept);
+  binary(ctx, Binary::add, sent, own, du);
 }
 
 }  // namespace eigentrace::kernels

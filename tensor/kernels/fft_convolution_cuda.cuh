@@ -2,8 +2,8 @@
 // The convolution on CUDA in float32 for sequences up to 4096 (M = 1024 … 8192, at least twice their length):
 // a block takes a pair of sequences of C = 8192/M neighbouring channels straight into registers, transforms,
 // multiplies by K̂, transforms back and writes; the backward pass does the same to dy with conj(K̂) and keeps Σ
-// conj(Z) V in registers over the pairs of its part of the batch. Other lengths and float64:
-// long_convolution.cuh.
+// conj(Z) V in registers over the pairs of its part of the batch. Sequences of 513 to 1024 where shared
+// memory allows: warp_convolution.cuh. Other lengths and float64: long_convolution.cuh.
 //
 // Bytes: u and y once forward, u, dy and du once backward; K̂ (M D·8 bytes) stays in L2.
 //   MQAR   B 64, T 512,  D 128: M 1024, 512 blocks, 33.5 MB: 8 µs;  backward 50 MB: 12 µs, 128 blocks
@@ -14,6 +14,7 @@
 // forward pass where 6.6e6 hold u and y (155 µs of 192 at 5.5 TB/s).
 #include "tensor/kernels/long_convolution.cuh"
 #include "tensor/kernels/register_fft.cuh"
+#include "tensor/kernels/warp_convolution.cuh"
 
 namespace eigentrace::kernels {
 namespace {
@@ -213,12 +214,14 @@ void with_length(int64_t S, const Body& body) {
 
 /// For K̂, made by the forward pass and read by the backward pass.
 Tensor fast_spectrum_memory(Context& ctx, const Tensor& u, const Tensor& k) {
+  if (const TilePlan plan(ctx, u); plan.fits) return plan.empty_spectrum(ctx);
   const FastMemory memory(u, k);
   return memory.S > 0 ? memory.empty_spectrum(ctx) : Tensor();
 }
 
 void fft_convolution_cuda(Context& ctx, const Tensor& u, const Tensor& k, const Tensor& d, Tensor& y,
                           const Tensor& kept) {
+  if (const TilePlan plan(ctx, u); plan.fits) return tile_convolution(ctx, plan, u, k, d, y, kept);
   FastMemory memory(u, k);
   if (memory.S == 0) return long_convolution(ctx, u, k, d, y);
   memory.kernel = kept.defined() ? kept : memory.empty_spectrum(ctx);
@@ -236,6 +239,8 @@ void fft_convolution_cuda(Context& ctx, const Tensor& u, const Tensor& k, const 
 
 void fft_convolution_backward_cuda(Context& ctx, const Tensor& u, const Tensor& k, const Tensor& d,
                                    const Tensor& dy, Tensor& du, Tensor& dk, Tensor& dd, const Tensor& kept) {
+  if (const TilePlan plan(ctx, u); plan.fits)
+    return tile_convolution_backward(ctx, plan, u, k, d, dy, {}, du, dk, dd, kept);
   FastMemory memory(u, k);
   if (memory.S == 0) return long_convolution_backward(ctx, u, k, d, dy, du, dk, dd);
   memory.kernel = kept.defined() ? kept : memory.empty_spectrum(ctx);

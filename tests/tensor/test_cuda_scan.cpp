@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "tensor/kernels.h"
+#include "tensor/kernels/fft_convolution_add.h"
 #include "tensor/rng.h"
 #include "tests/cuda_testing.h"
 
@@ -277,6 +278,31 @@ TEST_CASE("cuda channel_skip_activation: the CPU's values and gradients, any siz
       check(run, {normal({batch, time, columns}, 1), normal({batch, time, columns}, 2), normal({columns}, 3)},
             5e-6);
     }
+}
+
+TEST_CASE(
+    "cuda fft_convolution: whole packs of channels, several sequences a block, a gradient on top of what was "
+    "sent") {
+  if (!gpu_here()) return;
+  for (const int64_t d : {12, 540}) {
+    const int64_t b = d == 12 ? 3 : 5, t = d == 12 ? 1000 : 513;
+    CAPTURE(d);
+    const auto run = [](Context& ctx, const Tensors& in) {
+      Tensor y = ctx.empty_like(in[0]), du = ctx.empty_like(in[0]), in_place = ctx.empty_like(in[0]);
+      Tensor dk = ctx.empty_like(in[1]), dd = ctx.empty_like(in[2]), none;
+      const Tensor kept = kernels::fft_convolution_kept(ctx, in[0], in[1]);
+      kernels::fft_convolution(ctx, in[0], in[1], in[2], y, kept);
+      kernels::fft_convolution_backward_add(ctx, in[0], in[1], in[2], in[3], in[4], du, dk, dd, kept);
+      kernels::copy(ctx, in[4], in_place);
+      kernels::fft_convolution_backward_add(ctx, in[0], in[1], in[2], in[3], in_place, in_place, none, none,
+                                            kept);
+      return Tensors{y, du, dk, dd, in_place};
+    };
+    check(run,
+          {normal({b, t, d}, 1), normal({d, t}, 2, 0.1), normal({d}, 3), normal({b, t, d}, 4),
+           normal({b, t, d}, 5)},
+          1e-5, 1e-11);
+  }
 }
 
 TEST_CASE("cuda fft_convolution: float32 within 8 eps log2(2T) |K|_1 max|u|") {
