@@ -185,7 +185,8 @@ __global__ void __launch_bounds__(32 * norm_warps)
 #pragma unroll
     for (int k = 0; k < packs; ++k) {
       const int i = static_cast<int>(k * 32 + threadIdx.x) * width;
-      if (i < n) store_vec(shared + threadIdx.y * n + i, which == 0 ? dw[k] : db[k]);
+      // store_vec is for global memory
+      if (i < n) *reinterpret_cast<Vec<T, width>*>(shared + threadIdx.y * n + i) = which == 0 ? dw[k] : db[k];
     }
     __syncthreads();
     for (int i = static_cast<int>(threadIdx.y * 32 + threadIdx.x); i < n; i += 32 * norm_warps) {
