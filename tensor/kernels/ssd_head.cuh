@@ -83,29 +83,9 @@ __device__ __forceinline__ void assemble_flow(const HeadSums& f, const HeadSteps
     net[e] = i < n ? ends - weight * starts + static_cast<double>(f.from_state[i]) : 0;
     passed[e] = i < n ? weight * static_cast<double>(f.to_state[i]) : 0;
   }
-  double after = net[0] + net[1], before = passed[0] + passed[1], over = 0;
-#pragma unroll
-  for (unsigned d = 1; d < 32; d *= 2) {
-    const double x = __shfl_down_sync(0xFFFFFFFFu, after, d), y = __shfl_up_sync(0xFFFFFFFFu, before, d);
-    if (lane + static_cast<int>(d) < 32) after += x;
-    if (lane >= static_cast<int>(d)) before += y;
-  }
-  const double rest = __shfl_down_sync(0xFFFFFFFFu, after, 1u),
-               start = __shfl_up_sync(0xFFFFFFFFu, before, 1u);
+  double over = 0;
   for (int w = 0; w < warps; ++w) over += f.passed[w];
-  over = static_cast<double>(steps.decay) * over + (lane == 31 ? 0 : rest) + (lane == 0 ? 0 : start);
-  const double value[2] = {over + net[1] + net[0], over + net[1] + passed[0]};
-  double sum = 0;
-#pragma unroll
-  for (int e = 0; e < 2; ++e) {
-    const int i = 2 * lane + e;
-    if (i >= n) continue;
-    if (!s.flow) s.dlog_a.at(b, int64_t{c} * ssd_chunk + i, h) = static_cast<float>(value[e]);
-    sum += value[e];
-  }
-  if (!s.flow) return;
-  sum = sum_over_rows(sum_over_columns(sum));
-  if (lane == 0) s.flow[(int64_t{b} * s.H + h) * s.chunks + c] = sum;
+  store_flow(s, net, passed, static_cast<double>(steps.decay) * over, b, h, c, n);
 }
 
 }  // namespace

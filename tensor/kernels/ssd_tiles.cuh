@@ -203,6 +203,36 @@ struct ChunkSteps {
   }
 };
 
+/// dlog_a_t = Σ_{i≥t} net_i + Σ_{j<t} passed_j + over, by one warp, lane l's two being steps 2l and 2l + 1;
+/// where decays are a head's, their sum instead.
+__device__ __forceinline__ void store_flow(const SsdPass& s, const double (&net)[2],
+                                           const double (&passed)[2], double over, int b, int h, int c,
+                                           int n) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  double after = net[0] + net[1], before = passed[0] + passed[1];
+#pragma unroll
+  for (unsigned d = 1; d < 32; d *= 2) {
+    const double x = __shfl_down_sync(0xFFFFFFFFu, after, d), y = __shfl_up_sync(0xFFFFFFFFu, before, d);
+    if (lane + static_cast<int>(d) < 32) after += x;
+    if (lane >= static_cast<int>(d)) before += y;
+  }
+  const double rest = __shfl_down_sync(0xFFFFFFFFu, after, 1u),
+               start = __shfl_up_sync(0xFFFFFFFFu, before, 1u);
+  over += (lane == 31 ? 0 : rest) + (lane == 0 ? 0 : start);
+  const double value[2] = {over + net[1] + net[0], over + net[1] + passed[0]};
+  double sum = 0;
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    const int i = 2 * lane + e;
+    if (i >= n) continue;
+    if (!s.flow) s.dlog_a.at(b, int64_t{c} * ssd_chunk + i, h) = static_cast<float>(value[e]);
+    sum += value[e];
+  }
+  if (!s.flow) return;
+  sum = sum_over_rows(sum_over_columns(sum));
+  if (lane == 0) s.flow[(int64_t{b} * s.H + h) * s.chunks + c] = sum;
+}
+
 }  // namespace
 }  // namespace eigentrace::kernels
 #endif
