@@ -146,7 +146,7 @@ void linear_backward_input(Context& ctx, const Tensor& dy, const Tensor& weight,
 /// dW = dyᵀ x; db = Σ_rows dy, unless undefined
 void linear_backward_weight(Context& ctx, const Tensor& dy, const Tensor& x, Tensor& dweight, Tensor& dbias);
 void linear_backward_bias(Context& ctx, const Tensor& dy, Tensor& dbias);  ///< db = Σ_rows dy
-/// Memory for rows that products read or write: on CUDA their stride is a multiple of 32 bytes, so that they
+/// Memory for rows that products read or write: on CUDA their stride is a multiple of 16 bytes, so that they
 /// stay aligned whatever their length.
 Tensor empty_rows(Context& ctx, const Shape& shape, DType dtype);
 

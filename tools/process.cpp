@@ -121,7 +121,8 @@ std::array<struct sigaction, watched_signals.size()> former_actions;
 }  // namespace
 
 SignalWatch::SignalWatch() {
-  stop_asked = kill_asked = 0;
+  stop_asked = 0;
+  kill_asked = 0;
   if (pipe2(wake_pipe, O_CLOEXEC | O_NONBLOCK) != 0) fail(fmt::format("pipe: {}", std::strerror(errno)));
   struct sigaction action = {};
   action.sa_handler = on_signal;

@@ -7,6 +7,7 @@
 // batch_norm_cuda.cuh.
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "tensor/dispatch.h"
 #include "tensor/kernels.h"
@@ -174,7 +175,7 @@ void batch_norm_backward(Context& ctx, const Tensor& x, const Tensor& weight, co
 #ifdef EIGENTRACE_WITH_CUDA
   if (ctx.device().is_cuda())
     return batch_norm_backward_cuda(ctx, {x, weight, mean, rstd, training, dy, dx, dweight, dbias, dsum},
-                                    []<class S>(const auto& run) { run(NoGate{}); });
+                                    [](const auto& run, auto) { run(NoGate{}); });
 #endif
   const Blocks blocks = blocks_of(ctx, width == 0 ? 0 : x.numel() / width);
   const Tensor sum_weight = ctx.empty({blocks.count, width}, x.dtype());
@@ -212,7 +213,7 @@ void gated_batch_norm_backward(Context& ctx, const Gate& g, const BatchNorm& n, 
     const Tensor none;
     return batch_norm_backward_cuda(
         ctx, {n.x, n.weight, n.mean, n.rstd, n.training, dy, dx, dweight, dbias, none},
-        [&]<class S>(const auto& run) {
+        [&]<class S>(const auto& run, std::type_identity<S>) {
           with_gate(g.f, [&]<class F>() {
             GateGradients<S, F> then{rows_of<S>(g.a, "gated_batch_norm_backward: a"),
                                      rows_of<S>(g.z, "gated_batch_norm_backward: z"),

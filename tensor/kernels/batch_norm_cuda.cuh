@@ -451,7 +451,7 @@ __global__ void __launch_bounds__(256)
   }
 }
 
-/// with_then(S's type, body): body(what becomes of dx).
+/// with_then(body, type of S): body(what becomes of dx).
 template <class WithThen>
 void batch_norm_backward_cuda(Context& ctx, const BatchNormGradients& n, const WithThen& with_then) {
   const int64_t width = n.x.dim(-1), rows = width == 0 ? 0 : n.x.numel() / width;
@@ -481,11 +481,12 @@ void batch_norm_backward_cuda(Context& ctx, const BatchNormGradients& n, const W
     if (n.training) o.dweight = n.dweight.data<T>(), o.dbias = n.dbias.data<T>();
     o.dx = rows_of<S>(n.dx, "batch_norm_backward: dx");
     if (n.dsum.defined()) o.sent = rows_of<S>(n.dsum, "batch_norm_backward: dsum");
-    with_then.template operator()<S>([&]<class Then>(const Then& then) {
+    const auto make_dx = [&]<class Then>(const Then& then) {
       start_rows<T>(rows, width, o.wide() && then.wide(), [&]<int w>(unsigned grid) {
         launch(ctx, batch_backward_kernel<w, S, Then>, grid, dim3(32, 8), 0, o, then);
       });
-    });
+    };
+    with_then(make_dx, std::type_identity<S>{});
   });
 }
 #endif
