@@ -93,17 +93,17 @@ std::vector<OpCase> op_cases_norm() {
                    const Shape shape{odd_size(rng, 7) + 1, odd_size(rng, 63), width};
                    return OpInstance{
                        [=](Tape&, const Values& in) {
-                         const Values halves = split(in[0], {width, width});
+                         const Values parts = split(in[0], {width, width, width});
                          const GateOptions options =
-                             joined ? GateOptions{in[3], 0.3, DropoutMask::shared_over_time} : GateOptions{};
-                         const Var y = gated_batch_norm(joined ? Unary::sigmoid : Unary::silu, halves[0],
-                                                        halves[1], options, in[1], in[2], {}, 0.99, 1e-2);
-                         return Values{unary(Unary::silu, y), unary(Unary::silu, in[3])};
+                             joined ? GateOptions{parts[2], 0.3, DropoutMask::shared_over_time}
+                                    : GateOptions{};
+                         const Var y = gated_batch_norm(joined ? Unary::sigmoid : Unary::silu, parts[0],
+                                                        parts[1], options, in[1], in[2], {}, 0.99, 1e-2);
+                         return Values{unary(Unary::silu, y), unary(Unary::silu, parts[2])};
                        },
-                       {normal_tensor(rng, {shape[0], shape[1], 2 * width}, device),
-                        normal_tensor(rng, {width}, device), normal_tensor(rng, {width}, device),
-                        normal_tensor(rng, shape, device)},
-                       {"a and z", "weight", "bias", "residual"}};
+                       {normal_tensor(rng, {shape[0], shape[1], 3 * width}, device),
+                        normal_tensor(rng, {width}, device), normal_tensor(rng, {width}, device)},
+                       {"a, z and residual", "weight", "bias"}};
                  }};
     cases.push_back(std::move(gated));
   }
