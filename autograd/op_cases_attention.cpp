@@ -101,12 +101,13 @@ OpCase norm_case(const char* what, NormFunction f, bool with_offset) {
           1e-6, 1e-4};
 }
 
-OpCase skip_case() {
-  return {"ssd: decay, weight and skip", Op::ssd,
-          [](uint64_t seed, Device device) {
+/// wide: more states than the kernels that take the skip along can hold.
+OpCase skip_case(bool wide) {
+  return {wide ? "ssd: decay, weight and skip, 130 states" : "ssd: decay, weight and skip", Op::ssd,
+          [wide](uint64_t seed, Device device) {
             Rng rng(seed);
-            const int64_t B = odd_size(rng, 2), T = odd_size(rng) + (seed % 2 ? 70 : 0), N = odd_size(rng, 7),
-                          P = odd_size(rng, 7), H = 3;
+            const int64_t B = odd_size(rng, 2), T = wide ? 5 : odd_size(rng) + (seed % 2 ? 70 : 0),
+                          N = wide ? 130 : odd_size(rng, 7), P = odd_size(rng, 7), H = 3;
             return OpInstance{
                 [](Tape&, const Values& x) { return Values{ssd(x[0], x[1], x[2], x[3], x[4], x[5])}; },
                 {normal_tensor(rng, {B, T, 1, N}, device), normal_tensor(rng, {B, T, 1, N}, device),
@@ -207,7 +208,8 @@ std::vector<OpCase> op_cases_attention() {
           norm_case("elu", NormFunction::elu, true),
           norm_case("softplus", NormFunction::softplus, true),
           norm_case("sigmoid, no offset", NormFunction::sigmoid, false),
-          skip_case(),
+          skip_case(false),
+          skip_case(true),
           linear_case(),
           elu_case("of elu", Op::linear_attention),
           elu_case("of elu", Op::norm_attention),

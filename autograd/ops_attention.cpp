@@ -67,7 +67,8 @@ Var ssd(const Var& q, const Var& k, const Var& v, const Var& log_a, const Var& w
     b.commit(q.ref(), dq), b.commit(k.ref(), dk), b.commit(v.ref(), dv);
     b.commit(log_a.ref(), dlog_a), b.commit(w.ref(), dw);
   });
-  return skip.defined() ? add(result, mul(v, reshape(skip, {skip.dim(0), 1}))) : result;
+  if (!skip.defined()) return result;
+  return cast(add(widen(result), mul(widen(v), reshape(skip, {skip.dim(0), 1}))), v.dtype());
 }
 
 Var attention_normaliser(const Var& q, const Var& k) {

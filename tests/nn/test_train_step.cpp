@@ -258,12 +258,21 @@ TEST_CASE("train step: on a GPU, a step with a reading is a captured one with co
 
 namespace {
 
+using Width = std::pair<std::string, std::string>;
 /// Rows of whole 16-byte pieces, which products take as they are.
-ModelCase widened(const ModelCase& family, std::string& text) {
+const std::vector<Width> whole_pieces = {{"hidden_dim: 12", "hidden_dim: 16"},
+                                         {"mixer_dim: 9", "mixer_dim: 24"},
+                                         {"state_dim: 10", "state_dim: 8"}};
+/// Heads that kernels need not fill up with zeros, and layers enough that most memory is what they keep.
+const std::vector<Width> wide_heads = {
+    {"num_layers: 1,", "num_layers: 6,"},    {"num_layers: 2,", "num_layers: 6,"},
+    {"hidden_dim: 12,", "hidden_dim: 128,"}, {"mixer_dim: 9,", "mixer_dim: 128,"},
+    {"state_dim: 8,", "state_dim: 128,"},    {"state_dim: 10,", "state_dim: 64,"},
+    {"state_dim: 12,", "state_dim: 128,"}};
+
+ModelCase widened(const ModelCase& family, const std::vector<Width>& widths, std::string& text) {
   text = family.model;
-  for (const auto& [from, to] : {std::pair<std::string, std::string>{"hidden_dim: 12", "hidden_dim: 16"},
-                                 {"mixer_dim: 9", "mixer_dim: 24"},
-                                 {"state_dim: 10", "state_dim: 8"}})
+  for (const auto& [from, to] : widths)
     if (const size_t at = text.find(from); at != std::string::npos) text.replace(at, from.size(), to);
   return {family.name, text.c_str()};
 }
@@ -273,7 +282,7 @@ struct Pass {
   size_t peak = 0;
 };
 
-/// One forward and backward pass of 2 sequences of 32 tokens; in a dry run for what it needs.
+/// One forward and backward pass of 2 sequences of 32 tokens; in a dry run, of 64, for what it needs.
 Pass pass_of(const ModelCase& family, Device device, Precision precision, bool dry) {
   RunConfig config = config_of(family);
   const std::unique_ptr<Task> task = make_task(config.dataset);
@@ -286,7 +295,7 @@ Pass pass_of(const ModelCase& family, Device device, Precision precision, bool d
   Context real(device, device.is_cuda() ? size_t{256} << 20 : 0), none = Context::dry_run(device);
   Context& ctx = dry ? none : real;
   ctx.precision = precision, ctx.poison = !dry;
-  Loader loader(*task, Split::train, {.batch_size = 2});
+  Loader loader(*task, Split::train, {.batch_size = dry ? 64 : 2});
   DeviceBatch data(device, DType::f32);
   data.load(*loader.next(), false, LossAverage::labelled, &real);
   TrainStep step(ctx, *model, optimiser, rates, config.seed, false);
@@ -301,7 +310,7 @@ Pass pass_of(const ModelCase& family, Device device, Precision precision, bool d
 
 }  // namespace
 
-TEST_CASE("train step: bf16 activations give float32's gradients to bf16's accuracy, in less memory") {
+TEST_CASE("train step: bf16 activations give float32's gradients to bf16's accuracy") {
   if (cuda_device_count() == 0) {
     MESSAGE("no GPU here: this case needs one");
     return;
@@ -310,7 +319,7 @@ TEST_CASE("train step: bf16 activations give float32's gradients to bf16's accur
   for (const ModelCase& narrow : families) {
     CAPTURE(narrow.name);
     std::string text;
-    const ModelCase wide = widened(narrow, text);
+    const ModelCase wide = widened(narrow, whole_pieces, text);
     // widths that are no whole pieces take other ways through products: one family is enough for those
     for (const ModelCase& family :
          narrow.name == families[0].name ? std::vector{narrow, wide} : std::vector{wide}) {
@@ -325,10 +334,23 @@ TEST_CASE("train step: bf16 activations give float32's gradients to bf16's accur
         }
       CHECK(std::sqrt(difference / size) < 0.03);
       CHECK(difference > 0);
-      if (family.model != narrow.model)  // float32 copies of narrow rows may outweigh what is saved
-        CHECK(pass_of(family, gpu, Precision::bf16, true).peak <
-              pass_of(family, gpu, Precision::fp32, true).peak);
     }
+  }
+}
+
+TEST_CASE("train step: bf16 activations take less memory") {
+  if (cuda_device_count() == 0) {
+    MESSAGE("no GPU here: this case needs one");
+    return;
+  }
+  for (const ModelCase& narrow : families) {
+    CAPTURE(std::string(narrow.name));
+    std::string text;
+    const ModelCase family = widened(narrow, wide_heads, text);
+    const auto peak = [&](Precision precision) {
+      return static_cast<double>(pass_of(family, parse_device("cuda"), precision, true).peak);
+    };
+    CHECK(peak(Precision::bf16) < 0.9 * peak(Precision::fp32));
   }
 }
 
@@ -341,7 +363,7 @@ TEST_CASE("train step: bf16: captured steps have the bits of eager ones, two run
   for (const ModelCase& narrow : families) {
     CAPTURE(narrow.name);
     std::string text;
-    const ModelCase family = widened(narrow, text);
+    const ModelCase family = widened(narrow, whole_pieces, text);
     const Outcome eager = train(family, gpu, How::eager, 4, 0, Precision::bf16),
                   captured = train(family, gpu, How::captured, 4, 0, Precision::bf16);
     check_same(captured, eager);
