@@ -186,6 +186,7 @@ __device__ __forceinline__ void request_kernel(const TileConvolution& o, int64_t
   for (int i = 2 * static_cast<int>(threadIdx.x); i < tile_channels * warp_points;
        i += 2 * static_cast<int>(blockDim.x))
     copy_async_16(to + i, from + i);
+  copy_commit();  // here: a half without a sequence commits nothing else, and must wait for its part
 }
 
 /// Each half of a block takes every second sequence of the group.
