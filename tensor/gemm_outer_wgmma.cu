@@ -83,7 +83,7 @@ __device__ __forceinline__ void pin(uint32_t (&a)[4][4]) {
 
 /// Grid: tiles (columns first), pieces. Tiles all exist, and so do the rows.
 __global__ void __launch_bounds__(wgmma_threads, 1)
-    outer_wgmma_kernel(const __grid_constant__ OuterProduct p) {
+    outer_wgmma_kernel([[maybe_unused]] const __grid_constant__ OuterProduct p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   // The swizzle of 128 bytes repeats every 1024 bytes of the address.
   const uint32_t unaligned = static_cast<uint32_t>(__cvta_generic_to_shared(dynamic_shared<float>())),

@@ -11,6 +11,9 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#ifdef EIGENTRACE_EMULATE
+#include "tests/simt/async_copy.h"
+#endif
 
 namespace eigentrace {
 
@@ -136,10 +139,7 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
 /// is not read). Visible after copy_wait and a barrier.
 __device__ __forceinline__ void copy_async_16(void* to, const void* from, bool valid = true) {
 #ifdef EIGENTRACE_EMULATE
-  if (valid)
-    std::memcpy(to, from, 16);
-  else
-    std::memset(to, 0, 16);
+  simt::copy_async(to, from, valid ? 16 : 0, 16);
 #else
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
   const int bytes = valid ? 16 : 0;
@@ -150,8 +150,7 @@ __device__ __forceinline__ void copy_async_16(void* to, const void* from, bool v
 /// As copy_async_16, where only the first `bytes` (0, 4, … 16) are read and the rest become zeros.
 __device__ __forceinline__ void copy_async_part(void* to, const void* from, int bytes) {
 #ifdef EIGENTRACE_EMULATE
-  std::memset(to, 0, 16);
-  std::memcpy(to, from, static_cast<size_t>(bytes));
+  simt::copy_async(to, from, static_cast<size_t>(bytes), 16);
 #else
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(bytes)
@@ -161,10 +160,7 @@ __device__ __forceinline__ void copy_async_part(void* to, const void* from, int 
 /// 4 bytes, aligned to 4; zeros if not `valid`.
 __device__ __forceinline__ void copy_async_4(void* to, const void* from, bool valid) {
 #ifdef EIGENTRACE_EMULATE
-  if (valid)
-    std::memcpy(to, from, 4);
-  else
-    std::memset(to, 0, 4);
+  simt::copy_async(to, from, valid ? 4 : 0, 4);
 #else
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
   const int bytes = valid ? 4 : 0;
@@ -173,14 +169,18 @@ __device__ __forceinline__ void copy_async_4(void* to, const void* from, bool va
 #endif
 }
 __device__ __forceinline__ void copy_commit() {
-#ifndef EIGENTRACE_EMULATE
+#ifdef EIGENTRACE_EMULATE
+  simt::copy_commit();
+#else
   asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
 /// Until at most `pending` of this thread's committed groups are still under way.
 template <int pending>
 __device__ __forceinline__ void copy_wait() {
-#ifndef EIGENTRACE_EMULATE
+#ifdef EIGENTRACE_EMULATE
+  simt::copy_wait(pending);
+#else
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 #endif
 }

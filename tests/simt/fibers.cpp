@@ -6,6 +6,7 @@
 #include <numeric>
 #include <vector>
 
+#include "tests/simt/async_copy.h"
 #include "tests/simt/simt.h"
 
 #ifndef __x86_64__
@@ -50,7 +51,20 @@ uint64_t seed = 1;
 
 enum class State : unsigned char { ready, at_block_barrier, at_warp_barrier, done };
 
+/// One cp.async that has not taken effect; group: how many its thread had committed before.
+struct AsyncCopy {
+  void* to;
+  const void* from;
+  size_t bytes, room, group;
+  void land() const {
+    std::memset(to, 0, room);
+    if (bytes > 0) std::memcpy(to, from, bytes);
+  }
+};
+
 struct Fiber {
+  std::vector<AsyncCopy> copies;
+  size_t committed = 0;
   void* stack_pointer = nullptr;
   State state = State::done;
   unsigned mask = 0;
@@ -149,6 +163,7 @@ void Block::run() {
     for (int r = 0; r < 6; ++r) *--top = 0;
     fiber.stack_pointer = top;
     fiber.state = State::ready;
+    fiber.copies.clear(), fiber.committed = 0;
   }
   alive = threads, waiting = 0, counted = 0;
   std::vector<unsigned> order(threads);
@@ -238,6 +253,29 @@ void warp_barrier(unsigned mask) {
   me.mask = mask;
   if (block.warp_complete(warp, mask)) block.release_warp(warp, mask);
   block.yield();
+}
+
+void copy_async(void* to, const void* from, size_t bytes, size_t room) {
+  Block& block = this_block();
+  Fiber& me = block.fibers[block.running];
+  const AsyncCopy copy{to, from, bytes, room, me.committed};
+  if (block.next_random() % 2 == 0)
+    copy.land();
+  else
+    me.copies.push_back(copy);
+}
+void copy_commit() {
+  Block& block = this_block();
+  ++block.fibers[block.running].committed;
+}
+void copy_wait(size_t pending) {
+  Block& block = this_block();
+  Fiber& me = block.fibers[block.running];
+  std::erase_if(me.copies, [&](const AsyncCopy& copy) {
+    const bool due = copy.group + pending < me.committed;
+    if (due) copy.land();
+    return due;
+  });
 }
 
 unsigned char* lane_slot(unsigned lane) {
