@@ -59,7 +59,7 @@ Var ssd(const Var& q, const Var& k, const Var& v, const Var& log_a, const Var& w
   Tensor y = ctx.empty(v.shape(), v.dtype());
   const Tensor kept = keep();
   kernels::ssd(ctx, q.value(), k.value(), v.value(), log_a.value(), w.value(), y, kept);
-  const Var result = q.tape().record(Op::ssd, y, {q, k, v, log_a, w}, [=](Backward& b) {
+  Var result = q.tape().record(Op::ssd, y, {q, k, v, log_a, w}, [=](Backward& b) {
     Tensor dq = b.destination(q.ref()), dk = b.destination(k.ref()), dv = b.destination(v.ref()),
            dlog_a = b.destination(log_a.ref()), dw = b.destination(w.ref());
     kernels::ssd_backward(b.ctx(), q.value(), k.value(), v.value(), log_a.value(), w.value(), b.dy(), dq, dk,

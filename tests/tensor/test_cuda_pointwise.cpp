@@ -41,12 +41,11 @@ struct Run {
     return wider;
   }
   Tensor in(const Shape& shape, double low = -2, double high = 2) {
-    const Tensor y = view(Tensor::zeros(base_shape(shape), dtype, ctx.device()), shape);
+    Tensor y = view(Tensor::zeros(base_shape(shape), dtype, ctx.device()), shape);
     std::vector<double> values(static_cast<size_t>(shape.numel()));
     for (double& x : values) x = rng.uniform(low, high);
     Context plain(ctx.device(), ctx.device().is_cuda() ? size_t{16} << 20 : 0);
-    Tensor to = y;
-    kernels::copy(plain, Tensor::from(values, shape).clone(ctx.device(), dtype), to);
+    kernels::copy(plain, Tensor::from(values, shape).clone(ctx.device(), dtype), y);
     synchronise(ctx.device());
     return y;
   }

@@ -258,9 +258,10 @@ TEST_CASE("cuda channel_skip: the CPU's values and gradients, any size") {
 TEST_CASE("cuda channel_skip_activation: the CPU's values and gradients, any size, each kind of mask") {
   if (!gpu_here()) return;
   const int64_t sizes[][3] = {{1, 1, 1}, {3, 100, 260}, {5, 33, 7}, {2, 300, 128}};
-  for (const auto& [batch, time, columns] : sizes)
+  for (const auto& size : sizes)
     for (const kernels::Dropout& drop :
          {kernels::Dropout{}, kernels::Dropout{0.3, 5, true}, kernels::Dropout{0.2, 6, false}}) {
+      const int64_t batch = size[0], time = size[1], columns = size[2];
       CAPTURE(time);
       CAPTURE(columns);
       CAPTURE(drop.p);

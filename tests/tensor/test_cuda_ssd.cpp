@@ -221,7 +221,7 @@ TEST_CASE("cuda ssd: a strong decay has a tiny gradient, right to its last digit
   if (!gpu_here()) return;
   const Device device = parse_device("cuda");
   Context gpu = poisoned(device);
-  const auto on_gpu = [&](std::vector<float> x, const Shape& shape) {
+  const auto on_gpu = [&](const std::vector<float>& x, const Shape& shape) {
     return Tensor::from(x, shape, device);
   };
   const Tensor one = on_gpu({1, 1}, {1, 2, 1, 1}), v = on_gpu({3, 1e6f}, {1, 2, 1, 1}),
