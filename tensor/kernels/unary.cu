@@ -62,7 +62,8 @@ struct AnyBackward {
   }
 };
 
-/// What has kernels of its own: the study's functions between products, a fifth faster so.
+/// What has kernels of its own: the study's functions between products (elu + 1 at MQAR on an H200: 18 µs,
+/// in the common kernel 23).
 template <class F, class T>
 constexpr bool stands_alone = std::is_same_v<T, float> && (std::is_same_v<F, functions::Gelu> ||
                                                            std::is_same_v<F, functions::EluPlusOne>);
