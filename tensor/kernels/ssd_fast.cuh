@@ -103,55 +103,75 @@ __global__ void __launch_bounds__(256) ssd_prefix_sums_kernel(SsdStates s) {
   }
 }
 
-constexpr int tails_threads = 512;
+constexpr int tails_threads = 256, tails_rows = 8;
 /// Chunks that a block of ssd_tails_kernel takes.
 inline int tails_group(int N) { return N < 64 ? 64 / N : 1; }
 
+/// `width` floats of a row: 16 bytes, or one.
+template <int width>
+struct alignas(4 * width) TailsPart {
+  float at[width];
+};
+
 /// dk_j += what the chunks after j's hold of Σ_i dη_i q_i, times elu's slope if there are keys to say so.
-/// Blocks [B H, groups of chunks].
-__global__ void __launch_bounds__(tails_threads, 3)
+/// Blocks [B H, groups of chunks]; eight rows a thread are asked for at once, before the sums that they get.
+template <int width>
+__global__ void __launch_bounds__(tails_threads)
     ssd_tails_kernel(const float* tails, Heads<float> dk, Heads<float> k, int H, int N, int chunks,
                      int group) {
+  using Part = TailsPart<width>;
   const int sequence = static_cast<int>(blockIdx.x), first = static_cast<int>(blockIdx.y) * group;
   const int last = first + group < chunks - 1 ? first + group : chunks - 1;
-  const int tid = static_cast<int>(threadIdx.x), n = tid % N, part = tid / N, parts = tails_threads / N;
+  const int tid = static_cast<int>(threadIdx.x), columns = N / width, n = tid % columns * width,
+            part = tid / columns, parts = tails_threads / columns;
   float* later = dynamic_shared<float>();  // [parts, N]: of chunks after the group's
   float* sums = later + parts * N;         // [group, N]: after each chunk
-  const float* own = tails + int64_t{sequence} * chunks * N + n;
+  const int rows = part < parts ? (last - first) * ssd_chunk : 0;
+  const int64_t t0 = int64_t{first} * ssd_chunk;
+  float* to = dk.row(sequence / H, sequence % H, t0) + n;
+  const float* key = k.data ? k.row(sequence / H, sequence % H, t0) + n : nullptr;
+  Part x[tails_rows], slope[tails_rows];
+  const auto read = [&](int i0) {
+#pragma unroll
+    for (int e = 0; e < tails_rows; ++e)
+      if (const int i = i0 + e * parts; i < rows) {
+        x[e] = *reinterpret_cast<const Part*>(to + i * dk.time);
+        if (key) slope[e] = *reinterpret_cast<const Part*>(key + i * k.time);
+      }
+  };
+  read(part);
+  const float* own = tails + int64_t{sequence} * chunks * N;
   if (part < parts) {
-    float sum = 0;
+    Part sum{};
 #pragma unroll 4
-    for (int c = last + 1 + part; c < chunks; c += parts) sum += own[int64_t{c} * N];
-    later[part * N + n] = sum;
+    for (int c = last + 1 + part; c < chunks; c += parts) {
+      const Part own_part = *reinterpret_cast<const Part*>(own + int64_t{c} * N + n);
+#pragma unroll
+      for (int w = 0; w < width; ++w) sum.at[w] += own_part.at[w];
+    }
+    *reinterpret_cast<Part*>(later + part * N + n) = sum;
   }
   __syncthreads();
   if (tid < N) {
     float sum = 0;
-    for (int p = 0; p < parts; ++p) sum += later[p * N + n];
+    for (int p = 0; p < parts; ++p) sum += later[p * N + tid];
 #pragma unroll 4
     for (int c = last; c > first; --c) {
-      sum += own[int64_t{c} * N];
-      sums[(c - 1 - first) * N + n] = sum;
+      sum += own[int64_t{c} * N + tid];
+      sums[(c - 1 - first) * N + tid] = sum;
     }
   }
   __syncthreads();
-  if (part >= parts) return;
-  const int rows = (last - first) * ssd_chunk;
-  const int64_t t0 = int64_t{first} * ssd_chunk;
-  float* to = dk.row(sequence / H, sequence % H, t0) + n;
-  const float* key = k.data ? k.row(sequence / H, sequence % H, t0) + n : nullptr;
-  for (int i0 = part; i0 < rows; i0 += 4 * parts) {  // all four are read before one is written
-    float x[4], slope[4] = {1, 1, 1, 1};
+  for (int i0 = part; i0 < rows; i0 += tails_rows * parts) {
+    if (i0 > part) read(i0);
 #pragma unroll
-    for (int e = 0; e < 4; ++e)
+    for (int e = 0; e < tails_rows; ++e)
       if (const int i = i0 + e * parts; i < rows) {
-        x[e] = to[i * dk.time];
-        if (key) slope[e] = fminf(key[i * k.time], 1);
-      }
+        const Part sum = *reinterpret_cast<const Part*>(sums + i / ssd_chunk * N + n);
 #pragma unroll
-    for (int e = 0; e < 4; ++e)
-      if (const int i = i0 + e * parts; i < rows)
-        to[i * dk.time] = x[e] + slope[e] * sums[i / ssd_chunk * N + n];
+        for (int w = 0; w < width; ++w) x[e].at[w] += key ? fminf(slope[e].at[w], 1) * sum.at[w] : sum.at[w];
+        *reinterpret_cast<Part*>(to + i * dk.time) = x[e];
+      }
   }
 }
 
@@ -332,11 +352,14 @@ inline void run_fast(Context& ctx, const SsdTensors& x, const SsdExtras& extras,
   s.flow = per_head ? sums.data<double>() : nullptr;
   s.dskip = dskip ? sums.data<double>() + (per_head ? room.items : 0) : nullptr;
   with_precision(ctx, [&]<Precision precision>() { launch_gradients<precision>(ctx, s); });
-  if (s.linear && s.dk.data && s.chunks > 1)
-    launch(ctx, ssd_tails_kernel,
-           dim3(static_cast<unsigned>(s.B * s.H), blocks_for(s.chunks - 1, tails_group(s.N))), tails_threads,
-           sizeof(float) * static_cast<size_t>(tails_threads + tails_group(s.N) * s.N), s.tails, s.dk,
-           s.of_elu ? s.k : Heads<float>{}, s.H, s.N, s.chunks, tails_group(s.N));
+  if (s.linear && s.dk.data && s.chunks > 1) {
+    const bool whole = s.N % 4 == 0 && rows_aligned(s.dk, 16) && rows_aligned(s.k, 16);
+    const int group = tails_group(s.N), parts = tails_threads / (whole ? s.N / 4 : s.N);
+    launch(ctx, whole ? ssd_tails_kernel<4> : ssd_tails_kernel<1>,
+           dim3(static_cast<unsigned>(s.B * s.H), blocks_for(s.chunks - 1, group)), tails_threads,
+           sizeof(float) * static_cast<size_t>((parts + group) * s.N), s.tails, s.dk,
+           s.of_elu ? s.k : Heads<float>{}, s.H, s.N, s.chunks, group);
+  }
   const auto per_head_sums = [&](const double* from, const Tensor& to) {
     launch(ctx, ssd_head_sums_kernel, static_cast<unsigned>(s.H), 256, 256 * sizeof(double), from, s.B, s.H,
            s.chunks, PerStep<float>(to));
