@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 tools/setup.sh --check
 failed=0
 
-mapfile -t sources < <(git ls-files '*.h' '*.cpp' '*.cu')
+mapfile -t sources < <(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 if ! clang-format --dry-run -Werror "${sources[@]}" 2>/tmp/eigentrace-format.log; then
   grep -o '^[^:]*:[0-9]*' /tmp/eigentrace-format.log | head -20
   echo "check: format differs; run make format"
@@ -16,9 +16,9 @@ fi
 while read -r lines file; do
   [ "$file" = total ] && continue
   if [ "$lines" -gt 500 ]; then echo "check: $file has $lines lines, at most 500 allowed"; failed=1; fi
-done < <(git ls-files '*.h' '*.cpp' '*.cu' '*.sh' 'Makefile' 'CMakeLists.txt' '*.md' | xargs wc -l)
+done < <(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' '*.sh' 'Makefile' 'CMakeLists.txt' '*.md' | xargs wc -l)
 
-if git grep -nE '\b(TODO|FIXME|XXX|HACK)\b' -- '*.h' '*.cpp' '*.cu' Makefile CMakeLists.txt; then
+if git grep -nE '\b(TODO|FIXME|XXX|HACK)\b' -- '*.h' '*.cpp' '*.cu' '*.cuh' Makefile CMakeLists.txt; then
   echo "check: marks left for later"
   failed=1
 fi
