@@ -12,7 +12,6 @@
 #include "tensor/dispatch.h"
 #include "tensor/kernels.h"
 #include "tensor/kernels/batch_norm_cuda.cuh"
-#include "tensor/kernels/gate_function.h"
 #include "tensor/kernels/gated_batch_norm.h"
 
 namespace eigentrace::kernels {
@@ -125,19 +124,19 @@ void normalise(Context& ctx, const BatchNorm& n, [[maybe_unused]] const Gate* ga
                                    static_cast<T>(n.momentum)};
 #ifdef EIGENTRACE_WITH_CUDA
       if (ctx.device().is_cuda()) {
-        if (gated)
-          with_gate(gated->f, [&]<class F>() {
-            GatedRows<S, F> source{x,
-                                   rows_of<S>(gated->a, "gated_batch_norm: a"),
-                                   rows_of<S>(gated->z, "gated_batch_norm: z"),
-                                   {},
-                                   gate_mask(ctx, *gated)};
-            if (gated->residual.defined())
-              source.residual = rows_of<S>(gated->residual, "gated_batch_norm: residual");
-            batch_moments_cuda(ctx, source, merged);
-          });
-        else
+        if (gated) {
+          GatedRows<S> source{GateFunction(gated->f),
+                              x,
+                              rows_of<S>(gated->a, "gated_batch_norm: a"),
+                              rows_of<S>(gated->z, "gated_batch_norm: z"),
+                              {},
+                              gate_mask(ctx, *gated)};
+          if (gated->residual.defined())
+            source.residual = rows_of<S>(gated->residual, "gated_batch_norm: residual");
+          batch_moments_cuda(ctx, source, merged);
+        } else {
           batch_moments_cuda(ctx, StoredRows<S>{x}, merged);
+        }
       }
 #endif
       if (!ctx.device().is_cuda()) {
@@ -211,20 +210,21 @@ void gated_batch_norm_backward(Context& ctx, const Gate& g, const BatchNorm& n, 
 #ifdef EIGENTRACE_WITH_CUDA
   if (ctx.device().is_cuda()) {
     const Tensor none;
-    return batch_norm_backward_cuda(
-        ctx, {n.x, n.weight, n.mean, n.rstd, n.training, dy, dx, dweight, dbias, none},
-        [&]<class S>(const auto& run, std::type_identity<S>) {
-          with_gate(g.f, [&]<class F>() {
-            GateGradients<S, F> then{rows_of<S>(g.a, "gated_batch_norm_backward: a"),
-                                     rows_of<S>(g.z, "gated_batch_norm_backward: z"),
-                                     {},
-                                     {},
-                                     gate_mask(ctx, g)};
-            if (da.defined()) then.da = rows_of<S>(da, "gated_batch_norm_backward: da");
-            if (dz.defined()) then.dz = rows_of<S>(dz, "gated_batch_norm_backward: dz");
-            run(then);
-          });
-        });
+    return batch_norm_backward_cuda(ctx,
+                                    {n.x, n.weight, n.mean, n.rstd, n.training, dy, dx, dweight, dbias, none},
+                                    [&]<class S>(const auto& run, std::type_identity<S>) {
+                                      GateGradients<S> then{GateFunction(g.f),
+                                                            rows_of<S>(g.a, "gated_batch_norm_backward: a"),
+                                                            rows_of<S>(g.z, "gated_batch_norm_backward: z"),
+                                                            {},
+                                                            {},
+                                                            gate_mask(ctx, g)};
+                                      if (da.defined())
+                                        then.da = rows_of<S>(da, "gated_batch_norm_backward: da");
+                                      if (dz.defined())
+                                        then.dz = rows_of<S>(dz, "gated_batch_norm_backward: dz");
+                                      run(then);
+                                    });
   }
 #endif
   batch_norm_backward(ctx, n.x, n.weight, n.mean, n.rstd, n.training, dy, dx, dweight, dbias);

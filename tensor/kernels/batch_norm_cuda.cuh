@@ -12,6 +12,7 @@
 #include "tensor/column_sums.h"
 #include "tensor/dropout_stream.h"
 #include "tensor/kernels.h"
+#include "tensor/kernels/gate_function.h"
 
 namespace eigentrace::kernels {
 
@@ -143,9 +144,10 @@ struct StoredRows {
   }
 };
 /// or a gate, whose result is written on the way.
-template <class S, class F>
+template <class S>
 struct GatedRows {
   static constexpr int inputs = 3;
+  GateFunction f;
   Rows<S> x, a, z, residual;  // residual: or without data
   MaskedElements mask;        // time −1: none
   bool wide() const {
@@ -166,7 +168,7 @@ struct GatedRows {
     Vec<T, width> sum = in[2];
 #pragma unroll
     for (int i = 0; i < width; ++i) {
-      sum.x[i] += m.factor.x[i] * (in[0].x[i] * F::value(in[1].x[i]));
+      sum.x[i] += m.factor.x[i] * (in[0].x[i] * f.value(in[1].x[i]));
       if constexpr (!std::is_same_v<S, T>) sum.x[i] = T(S(sum.x[i]));
     }
     store_as(x.data + row * x.stride + column, sum);
@@ -371,9 +373,9 @@ struct NoGate {
   bool wide() const { return true; }
 };
 /// or the gradients of a gate that made x.
-template <class S, class F>
+template <class S>
 struct GateGradients {
-  using Function = F;
+  GateFunction f;
   Rows<S> a, z, da, dz;  // da, dz: without data: not wanted
   MaskedElements mask;   // time −1: none
   bool wide() const {
@@ -441,8 +443,8 @@ __global__ void __launch_bounds__(256)
 #pragma unroll
         for (int i = 0; i < width; ++i) {
           const T g = mask.factor.x[i] * dx.x[i];
-          dx.x[i] = g * a[k].x[i] * Then::Function::derivative(z[k].x[i]);
-          a[k].x[i] = g * Then::Function::value(z[k].x[i]);
+          dx.x[i] = g * a[k].x[i] * then.f.derivative(z[k].x[i]);
+          a[k].x[i] = g * then.f.value(z[k].x[i]);
         }
         if (then.da.data) store_as(then.da.data + row * then.da.stride + column, a[k]);
         if (then.dz.data) store_as(then.dz.data + row * then.dz.stride + column, dx);

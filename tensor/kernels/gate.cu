@@ -31,8 +31,9 @@ struct ByZ {
 };
 
 #ifdef EIGENTRACE_WITH_CUDA
-template <class F, size_t inputs>
-struct Fused {          // a, z and perhaps the residual
+template <size_t inputs>
+struct Fused {  // a, z and perhaps the residual
+  GateFunction f;
   MaskedElements mask;  // time −1: none
   template <class T, int width>
   ET_HD void pack(int64_t element, const Vec<T, width> (&x)[inputs], Vec<T, width> (&y)[1]) const {
@@ -40,14 +41,14 @@ struct Fused {          // a, z and perhaps the residual
     if (mask.time >= 0) m = mask.template factors<T, width>(element);
 #pragma unroll
     for (int i = 0; i < width; ++i) {
-      T v = x[0].x[i] * F::value(x[1].x[i]);
+      T v = x[0].x[i] * f.value(x[1].x[i]);
       if (mask.time >= 0) v *= m.x[i];
       y[0].x[i] = inputs > 2 ? x[inputs - 1].x[i] + v : v;
     }
   }
 };
-template <class F>
 struct FusedBackward {  // a, z, dy → da, dz
+  GateFunction f;
   MaskedElements mask;
   template <class T, int width>
   ET_HD void pack(int64_t element, const Vec<T, width> (&x)[3], Vec<T, width> (&y)[2]) const {
@@ -56,8 +57,8 @@ struct FusedBackward {  // a, z, dy → da, dz
 #pragma unroll
     for (int i = 0; i < width; ++i) {
       const T g = mask.time >= 0 ? m.x[i] * x[2].x[i] : x[2].x[i];
-      y[0].x[i] = g * F::value(x[1].x[i]);
-      y[1].x[i] = g * x[0].x[i] * F::derivative(x[1].x[i]);
+      y[0].x[i] = g * f.value(x[1].x[i]);
+      y[1].x[i] = g * x[0].x[i] * f.derivative(x[1].x[i]);
     }
   }
 };
@@ -75,19 +76,18 @@ void check(const char* kernel, const Gate& g, const Tensor& y) {
 void gate(Context& ctx, const Gate& g, Tensor& y) {
   check("gate", g, y);
   dispatch_stored(ctx, "gate", y.dtype(), [&]<class T>() {
-    with_gate(g.f, [&]<class F>() {
 #ifdef EIGENTRACE_WITH_CUDA
-      if (ctx.device().is_cuda()) {
-        const MaskedElements mask = gate_mask(ctx, g);
-        if (g.residual.defined())
-          map_elements_cuda<T>(ctx, Fused<F, 3>{mask}, std::array{g.a, g.z, g.residual}, std::array{y});
-        else
-          map_elements_cuda<T>(ctx, Fused<F, 2>{mask}, std::array{g.a, g.z}, std::array{y});
-        return;
-      }
+    if (ctx.device().is_cuda()) {
+      const GateFunction f(g.f);
+      const MaskedElements mask = gate_mask(ctx, g);
+      if (g.residual.defined())
+        map_elements_cuda<T>(ctx, Fused<3>{f, mask}, std::array{g.a, g.z, g.residual}, std::array{y});
+      else
+        map_elements_cuda<T>(ctx, Fused<2>{f, mask}, std::array{g.a, g.z}, std::array{y});
+      return;
+    }
 #endif
-      map_elements_cpu<T>(ctx, Value<F>{}, std::array{g.a, g.z}, y);
-    });
+    with_gate(g.f, [&]<class F>() { map_elements_cpu<T>(ctx, Value<F>{}, std::array{g.a, g.z}, y); });
   });
   if (ctx.device().is_cuda()) return;
   if (g.drop.p > 0) dropout(ctx, y, g.drop.p, g.drop.op, g.drop.shared_over_time, y);
@@ -106,12 +106,12 @@ void gate_backward(Context& ctx, const Gate& g, const Tensor& dy, Tensor& da, Te
   if (cuda && !da.defined()) to_a = ctx.empty(g.a.shape(), dy.dtype());
   if (cuda && !dz.defined()) to_z = ctx.empty(g.z.shape(), dy.dtype());
   dispatch_stored(ctx, "gate_backward", dy.dtype(), [&]<class T>() {
-    with_gate(g.f, [&]<class F>() {
 #ifdef EIGENTRACE_WITH_CUDA
-      if (cuda)
-        return map_elements_cuda<T>(ctx, FusedBackward<F>{gate_mask(ctx, g)}, std::array{g.a, g.z, dy},
-                                    std::array{to_a, to_z});
+    if (cuda)
+      return map_elements_cuda<T>(ctx, FusedBackward{GateFunction(g.f), gate_mask(ctx, g)},
+                                  std::array{g.a, g.z, dy}, std::array{to_a, to_z});
 #endif
+    with_gate(g.f, [&]<class F>() {
       if (da.defined()) map_elements_cpu<T>(ctx, ByA<F>{}, std::array{masked, g.z}, da);
       if (dz.defined()) map_elements_cpu<T>(ctx, ByZ<F>{}, std::array{masked, g.a, g.z}, dz);
     });

@@ -1,5 +1,7 @@
 #pragma once
 // What kernels of a gate y = residual + m a f(z) share. For kernels/*.cu only.
+#include <type_traits>
+
 #include "tensor/dropout_stream.h"
 #include "tensor/functions.h"
 
@@ -15,6 +17,23 @@ void with_gate(Unary f, Body&& body) {
   else
     fail(std::string("gate: f: sigmoid or silu expected, found ") + name_of(f));
 }
+
+/// f, chosen at run time: CUDA's gates are bound by memory, and a kernel for each f would be twice as much to
+/// compile. Error: neither sigmoid nor SiLU.
+struct GateFunction {
+  bool silu;
+  explicit GateFunction(Unary f) {
+    with_gate(f, [&]<class F>() { silu = std::is_same_v<F, functions::Silu>; });
+  }
+  template <class T>
+  ET_HD T value(T z) const {
+    return silu ? functions::Silu::value(z) : functions::Sigmoid::value(z);
+  }
+  template <class T>
+  ET_HD T derivative(T z) const {
+    return silu ? functions::Silu::derivative(z) : functions::Sigmoid::derivative(z);
+  }
+};
 
 /// time −1: no dropout.
 inline MaskedElements gate_mask(const Context& ctx, const Gate& g) {
