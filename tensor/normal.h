@@ -14,6 +14,17 @@ struct Normal {
   T density;  ///< φ(x)
 };
 
+/// 1/d for d in [1, 100], within 1 ulp. A division on a GPU branches over ranges that cannot come here.
+ET_HD float reciprocal(float d) {
+#ifdef __CUDA_ARCH__
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(d));
+  return fmaf(r, fmaf(-d, r, 1.0f), r);  // a step of Newton's
+#else
+  return 1.0f / d;
+#endif
+}
+
 /// With a = |x|: Φ(−a) = φ(a) M(a), M Mills' ratio; M(a) = t P(t), t = 1/(1 + 0.3 a), P of degree 9, fitted
 /// (least worst relative error, 3.5e-9 on [0, 14.4]) for this file. φ(a): a² is split into its rounded value
 /// and the rest, so that far tails keep their digits. Measured on every 1009th float: Φ within 4 ulp for
@@ -21,7 +32,7 @@ struct Normal {
 ET_HD Normal<float> normal(float x) {
   const float magnitude = x < 0 ? -x : x;
   const float a = magnitude > 14.4f ? 14.4f : magnitude;  // Φ(−14.4) is below the smallest denormal
-  const float t = 1.0f / (1.0f + 0.3f * a);
+  const float t = reciprocal(1.0f + 0.3f * a);
   float p = -0.05169557865f;
   p = p * t + 0.281835413f;
   p = p * t - 0.5720492963f;

@@ -8,6 +8,7 @@
 #include "tensor/float32_copies.h"
 #include "tensor/kernels.h"
 #ifdef EIGENTRACE_WITH_CUDA
+#include "tensor/kernels/element_mask.cuh"
 #include "tensor/kernels/shared_mask.cuh"
 #endif
 
@@ -104,6 +105,8 @@ void dropout(Context& ctx, const Tensor& x, double p, uint32_t op, bool shared_o
             fail("dropout: a mask shared over time needs a dense last axis on a GPU, found " + to_string(x));
           return;
         }
+      if constexpr (std::is_same_v<T, float>)
+        if (map_element_mask(ctx, Same{}, std::array{x}, y, mask)) return;
       return map_elements_cuda<T>(ctx, PerElement{mask}, std::array{x}, std::array{y});
     }
 #endif

@@ -5,6 +5,7 @@
 #include "tensor/functions.h"
 #include "tensor/kernels.h"
 #ifdef EIGENTRACE_WITH_CUDA
+#include "tensor/kernels/element_mask.cuh"
 #include "tensor/kernels/shared_mask.cuh"
 #endif
 
@@ -70,11 +71,18 @@ constexpr bool stands_alone = std::is_same_v<T, float> && (std::is_same_v<F, fun
 
 MaskedElements no_mask(const Context& ctx) { return {dropout_stream(ctx, 0, 0), -1, 1}; }
 
-/// What has a kernel that draws a mask shared over time once for many steps: the study's case. Others draw it
-/// for every element.
-template <class T>
-bool draws_once(Unary f, const Dropout& drop) {
-  return sizeof(T) == 4 && drop.shared_over_time && f == Unary::gelu_tanh;
+/// The study's cases have kernels that draw no mask twice: one shared over time with GELU's tanh form, one an
+/// element with GELU. False: another case, nothing done.
+template <class T, template <class> class Map, size_t inputs>
+bool map_masked(const Context& ctx, Unary f, const std::array<Tensor, inputs>& x, const Tensor& y,
+                const MaskedElements& mask) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (mask.time == 0 && f == Unary::gelu)
+      return map_element_mask(ctx, Map<functions::Gelu>{}, x, y, mask.stream);
+    if (mask.time > 0 && f == Unary::gelu_tanh)
+      return map_shared_mask<float>(ctx, Map<functions::GeluTanh>{}, x, y, mask.stream);
+  }
+  return false;
 }
 #endif
 
@@ -125,9 +133,7 @@ void activation(Context& ctx, Unary f, const Tensor& x, const Dropout& drop, Ten
   if (ctx.device().is_cuda()) {
     const MaskedElements mask = masked_elements(ctx, drop, x);
     return dispatch_stored(ctx, "activation", x.dtype(), [&]<class T>() {
-      if (draws_once<T>(f, drop) &&
-          map_shared_mask<float>(ctx, Forward<functions::GeluTanh>{}, std::array{x}, y, mask.stream))
-        return;
+      if (map_masked<T, Forward>(ctx, f, std::array{x}, y, mask)) return;
       map_elements_cuda<T>(ctx, AnyForward{f, mask}, std::array{x}, std::array{y});
     });
   }
@@ -143,9 +149,7 @@ void activation_backward(Context& ctx, Unary f, const Tensor& x, const Dropout& 
   if (ctx.device().is_cuda()) {
     const MaskedElements mask = masked_elements(ctx, drop, x);
     return dispatch_stored(ctx, "activation_backward", x.dtype(), [&]<class T>() {
-      if (draws_once<T>(f, drop) &&
-          map_shared_mask<float>(ctx, BackwardOf<functions::GeluTanh>{}, std::array{x, dy}, dx, mask.stream))
-        return;
+      if (map_masked<T, BackwardOf>(ctx, f, std::array{x, dy}, dx, mask)) return;
       map_elements_cuda<T>(ctx, AnyBackward{f, mask}, std::array{x, dy}, std::array{dx});
     });
   }

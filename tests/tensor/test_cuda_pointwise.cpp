@@ -177,14 +177,15 @@ TEST_CASE("cuda pointwise: glu, dropout and activations with it") {
         kernels::dropout(r.ctx, x, 0.3, 5, shared, y);
         kernels::dropout(r.ctx, x, 0.9, 6, shared, z);
       });
-    for (const bool shared : {false, true})
-      check(named("activation", {3, 41, width}), [&](Run& r) {
-        const Tensor x = r.in({3, 41, width}), dy = r.in({3, 41, width});
-        Tensor y = r.out(x.shape()), dx = r.out(x.shape());
-        const kernels::Dropout drop{0.3, 5, shared};
-        kernels::activation(r.ctx, kernels::Unary::gelu_tanh, x, drop, y);
-        kernels::activation_backward(r.ctx, kernels::Unary::gelu_tanh, x, drop, dy, dx);
-      });
+    for (const kernels::Unary f : {kernels::Unary::gelu, kernels::Unary::gelu_tanh})
+      for (const bool shared : {false, true})
+        check(named("activation", {3, 41, width}), [&](Run& r) {
+          const Tensor x = r.in({3, 41, width}), dy = r.in({3, 41, width});
+          Tensor y = r.out(x.shape()), dx = r.out(x.shape());
+          const kernels::Dropout drop{0.3, 5, shared};
+          kernels::activation(r.ctx, f, x, drop, y);
+          kernels::activation_backward(r.ctx, f, x, drop, dy, dx);
+        });
   }
 }
 
