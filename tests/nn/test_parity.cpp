@@ -64,8 +64,9 @@ TEST_CASE("cuda parity: every fixture's numbers in float32") {
 TEST_CASE("cuda parity: every fixture's numbers within the bounds of each precision of products") {
   if (!gpu_here()) return;
   for (const Precision precision : {Precision::tf32x3, Precision::tf32, Precision::bf16}) {
-    CAPTURE(name_of(precision));
-    hold_all(parse_device("cuda"), DType::f32, precision, cuda_is_emulated() ? 7 : 1);
+    SUBCASE(name_of(precision)) {
+      hold_all(parse_device("cuda"), DType::f32, precision, cuda_is_emulated() ? 7 : 1);
+    }
   }
 }
 

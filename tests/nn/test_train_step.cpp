@@ -182,17 +182,18 @@ TEST_CASE("train step: on a GPU, captured steps have the bits of eager ones, and
   }
   const Device gpu = parse_device("cuda");
   for (const ModelCase& family : families) {
-    CAPTURE(family.name);
-    const Outcome eager = train(family, gpu, How::eager, 12),
-                  captured = train(family, gpu, How::captured, 12);
-    CHECK(eager.nodes == 0);
-    CHECK(captured.nodes > 10);
-    check_same(captured, eager);
-    check_same(train(family, gpu, How::captured, 12), captured);
-    if (&family == &families[1]) check_same(train(family, gpu, How::by_hand, 12), eager);
-    const Outcome cpu = train(family, {}, How::eager, 12);
-    for (size_t s = 0; s < cpu.losses.size(); ++s)
-      CHECK(captured.losses[s] == doctest::Approx(cpu.losses[s]).epsilon(2e-3));
+    SUBCASE(family.name) {
+      const Outcome eager = train(family, gpu, How::eager, 12),
+                    captured = train(family, gpu, How::captured, 12);
+      CHECK(eager.nodes == 0);
+      CHECK(captured.nodes > 10);
+      check_same(captured, eager);
+      check_same(train(family, gpu, How::captured, 12), captured);
+      if (&family == &families[1]) check_same(train(family, gpu, How::by_hand, 12), eager);
+      const Outcome cpu = train(family, {}, How::eager, 12);
+      for (size_t s = 0; s < cpu.losses.size(); ++s)
+        CHECK(captured.losses[s] == doctest::Approx(cpu.losses[s]).epsilon(2e-3));
+    }
   }
 }
 
@@ -247,12 +248,13 @@ TEST_CASE("train step: on a GPU, a step with a reading is a captured one with co
   }
   const Device gpu = parse_device("cuda");
   for (const ModelCase& family : families) {
-    CAPTURE(family.name);
-    const Outcome read = train(family, gpu, How::captured, 12, 2);
-    check_same(read, train(family, gpu, How::captured, 12));
-    CHECK(read.spectra == train(family, gpu, How::by_hand, 12, 2).spectra);
-    CHECK(read.reading_nodes > read.nodes);
-    CHECK(read.reading_nodes <= read.nodes + 8);
+    SUBCASE(family.name) {
+      const Outcome read = train(family, gpu, How::captured, 12, 2);
+      check_same(read, train(family, gpu, How::captured, 12));
+      CHECK(read.spectra == train(family, gpu, How::by_hand, 12, 2).spectra);
+      CHECK(read.reading_nodes > read.nodes);
+      CHECK(read.reading_nodes <= read.nodes + 8);
+    }
   }
 }
 
