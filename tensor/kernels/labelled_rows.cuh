@@ -27,38 +27,52 @@ __global__ void gather_kernel(Rows<T> x, DeviceLabels labels, T* gathered) {
 
 constexpr int scatter_rows = 64, scatter_threads = 256;
 
-/// A block writes its rows of y: zeros, then c x_m at the rows of labels, which ascend; those that do not
-/// count come last.
+/// A block writes its rows of y, each once: c x_m at the rows of labels, which ascend, zeros elsewhere;
+/// labels that do not count come last. All threads search together: 256 labels a round, one round for each
+/// factor of 256 in their number.
 template <class T, int width>
 __global__ void __launch_bounds__(scatter_threads)
     scatter_kernel(const Arithmetic<T>* c, Rows<T> x, DeviceLabels labels, Rows<T> y) {
+  constexpr int warps = scatter_threads / 32, together = 4;
+  __shared__ int label_of[scatter_rows];
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * scatter_rows;
   const int rows = y.rows - begin < scatter_rows ? static_cast<int>(y.rows - begin) : scatter_rows;
   const int packs = static_cast<int>(y.cols) / width, lane = static_cast<int>(threadIdx.x % 32),
-            warp = static_cast<int>(threadIdx.x / 32), warps = scatter_threads / 32;
-  for (int row = warp; row < rows; row += warps)
-    for (int j = lane; j < packs; j += 32)
-      store_as(y.data + (begin + row) * y.stride + j * width, Vec<Arithmetic<T>, width>());
-  int64_t first = 0, end = labels.size;  // the first label from row `begin` on lies in between
-  while (first < end) {
-    const int64_t middle = (first + end) / 2;
-    if (labels.used(middle) && labels.row(middle) < begin)
-      first = middle + 1;
-    else
-      end = middle;
-  }
+            warp = static_cast<int>(threadIdx.x / 32);
   const Arithmetic<T> factor = c ? *c : Arithmetic<T>(1);
-  __syncthreads();  // zeros are there
-  for (int64_t m = first + warp; m < labels.size && labels.used(m); m += warps) {
-    const int64_t row = labels.row(m);
-    if (row >= begin + rows) break;
-    for (int j = lane; j < packs; j += 32) {
-      Vec<Arithmetic<T>, width> pack = load_as<Arithmetic<T>, width>(x.data + m * x.stride + j * width);
-#pragma unroll
-      for (int e = 0; e < width; ++e) pack.x[e] *= factor;
-      store_as(y.data + row * y.stride + j * width, pack);
-    }
+  if (threadIdx.x < scatter_rows) label_of[threadIdx.x] = -1;
+  __syncthreads();
+  int64_t first = 0, unknown = labels.size;  // labels before `first` lie before `begin`, the next ones may
+  while (unknown > scatter_threads - scatter_rows) {
+    const int64_t step = (unknown + scatter_threads - 1) / scatter_threads,
+                  at = first + (threadIdx.x + 1) * step - 1;
+    const bool before = at < first + unknown && labels.used(at) && labels.row(at) < begin;
+    const int64_t known = __syncthreads_count(before) * step;
+    first += known;
+    unknown = unknown - known < step - 1 ? unknown - known : step - 1;
   }
+  if (const int64_t m = first + threadIdx.x; m < labels.size && labels.used(m)) {
+    const int64_t row = labels.row(m) - begin;
+    if (row >= 0 && row < rows) label_of[row] = static_cast<int>(m);
+  }
+  __syncthreads();
+  for (int j = lane; j < packs; j += 32)
+    for (int row0 = warp; row0 < rows; row0 += warps * together) {
+      Vec<Arithmetic<T>, width> pack[together];
+#pragma unroll
+      for (int u = 0; u < together; ++u) {
+        const int row = row0 + u * warps, m = row < rows ? label_of[row] : -1;
+        if (m >= 0) pack[u] = load_as<Arithmetic<T>, width>(x.data + m * x.stride + j * width);
+      }
+#pragma unroll
+      for (int u = 0; u < together; ++u) {
+        const int row = row0 + u * warps;
+        if (row >= rows) break;
+#pragma unroll
+        for (int e = 0; e < width; ++e) pack[u].x[e] *= factor;
+        store_as(y.data + (begin + row) * y.stride + j * width, pack[u]);
+      }
+    }
 }
 
 template <class T>

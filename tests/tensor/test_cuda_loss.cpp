@@ -243,6 +243,32 @@ TEST_CASE("cuda losses: cross_entropy and log_softmax with their gradients, odd 
     }
 }
 
+TEST_CASE("cuda losses: labelled rows come back among zeros, however many labels are searched") {
+  if (!gpu_here()) return;
+  Context host, device = gpu_context();
+  Rng rng(17);
+  const Tensor c = Tensor::from(std::vector<double>{-1.5}, {1});
+  for (const auto& [rows, labels] : {std::pair<int64_t, int64_t>{1, 1},
+                                     {63, 60},
+                                     {300, 7},
+                                     {190, 189},
+                                     {3000, 900},
+                                     {70000, 66000}})  // 66000: a second round of the search
+    for (const int64_t width : {4, 3}) {
+      if (rows > 3000 && width == 4) continue;
+      CAPTURE(rows);
+      CAPTURE(width);
+      const SomeLabels some(rng, rows, labels, 5);
+      const Tensor x = normal(rng, {some.size(), width});
+      Side cpu(host, some, DType::f64), gpu(device, some, DType::f32);
+      Tensor exact = host.empty({rows, width}, DType::f64), found = device.empty({rows, width}, DType::f32);
+      kernels::scatter_labelled(host, c, x, cpu.labelled(), exact);
+      kernels::scatter_labelled(device, c.clone(device.device(), DType::f32),
+                                x.clone(device.device(), DType::f32), gpu.labelled(), found);
+      CHECK(difference(found, exact) < 1e-6);
+    }
+}
+
 TEST_CASE("cuda losses: no labels at all") {
   if (!gpu_here()) return;
   for (const Precision precision : {Precision::fp32, Precision::tf32}) {
