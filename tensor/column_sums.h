@@ -38,8 +38,8 @@ struct SplitSink {
 };
 
 template <int width, class T, class Sink>
-__global__ void column_sum_kernel(const T* x, const __grid_constant__ ColumnPlan plan, int64_t tiles,
-                                  Sink sink) {
+__global__ void __launch_bounds__(1024)
+    column_sum_kernel(const T* x, const __grid_constant__ ColumnPlan plan, int64_t tiles, Sink sink) {
   const int64_t column = (blockIdx.x % tiles * blockDim.x + threadIdx.x) * width;
   const int64_t k = blockIdx.x / tiles % plan.chunks, o = blockIdx.x / tiles / plan.chunks;
   const int64_t begin = k * plan.chunk,
@@ -48,20 +48,16 @@ __global__ void column_sum_kernel(const T* x, const __grid_constant__ ColumnPlan
   Vec<T, width> sum;
   if (column < plan.inner) {
     const T* from = x + (o * plan.reduced) * plan.inner + column;
-    int64_t r = begin + threadIdx.y;
-    for (; r + 3 * depth < end; r += 4 * depth) {
-      Vec<T, width> rows[4];
+    constexpr int together = width == 1 ? 8 : 4;  // reads under way
+    for (int64_t r = begin + threadIdx.y; r < end; r += together * depth) {
+      Vec<T, width> rows[together];
 #pragma unroll
-      for (int j = 0; j < 4; ++j) rows[j] = load_vec<width>(from + (r + j * depth) * plan.inner);
+      for (int j = 0; j < together; ++j)
+        if (r + j * depth < end) rows[j] = load_vec<width>(from + (r + j * depth) * plan.inner);
 #pragma unroll
-      for (int j = 0; j < 4; ++j)
+      for (int j = 0; j < together; ++j)
 #pragma unroll
         for (int i = 0; i < width; ++i) sum.x[i] += rows[j].x[i];
-    }
-    for (; r < end; r += depth) {
-      const Vec<T, width> row = load_vec<width>(from + r * plan.inner);
-#pragma unroll
-      for (int i = 0; i < width; ++i) sum.x[i] += row.x[i];
     }
   }
   Vec<T, width>* shared = dynamic_shared<Vec<T, width>>();
