@@ -24,6 +24,7 @@ namespace eigentrace::kernels {
 /// A row's p are 2^(its score − the largest one known − this), and below 2: its scores may grow by 7 powers
 /// of 2 before its sums are scaled anew.
 constexpr float attention_headroom = 6;
+constexpr unsigned attention_processors = 132;  // of a large GPU, which blocks come to in their order
 
 template <class M, int N, int P, bool drops>
 __global__ void __launch_bounds__(AttentionShapes<M, N, P>::forward.threads(),
@@ -43,7 +44,11 @@ __global__ void __launch_bounds__(AttentionShapes<M, N, P>::forward.threads(),
   auto* q_s = reinterpret_cast<Element*>(CopyK::in_place ? raw_k : raw_v + keys * P);
   auto *k_s = q_s + rows * np, *v_s = k_s + 2 * keys * np;
   const int length = static_cast<int>(a.size.T), turns = (length + rows - 1) / rows;
-  const AttentionTurn at(a.size.B * a.size.H, turns);
+  // two blocks an SM: the shortest beside the longest
+  const unsigned index = gridDim.x <= 2 * attention_processors && blockIdx.x >= attention_processors
+                             ? gridDim.x - 1 - (blockIdx.x - attention_processors)
+                             : blockIdx.x;
+  const AttentionTurn at(a.size.B * a.size.H, turns, index);
   const int64_t b = at.item / a.size.H, h = at.item % a.size.H;
   const AttentionRows q(a.q, b, h, length, a.size.N, access.q), k(a.k, b, h, length, a.size.N, access.k),
       v(a.v, b, h, length, a.size.P, access.v);

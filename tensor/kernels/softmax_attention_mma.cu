@@ -1,6 +1,7 @@
 // Softmax attention on tensor cores, the host's side: which instance runs, and dq out of its parts.
 #include "tensor/gemm_outer_wgmma.h"
 #include "tensor/kernels/softmax_attention_fragments.cuh"
+#include "tensor/vec.h"
 
 #ifdef EIGENTRACE_WITH_CUDA
 namespace eigentrace::kernels {
@@ -15,27 +16,46 @@ struct Instance {
 constexpr Instance instances[] = {
     {16, 32}, {32, 32}, {64, 64}, {16, 128}, {128, 128}};  // in the order of cost
 
+constexpr int attention_sum_threads = 256;
+
 /// dq = scale Σ parts of one launch's blocks of keys, in their order; added to dq after the first launch.
-__global__ void attention_sum_kernel(AttentionOperands<float> a, Heads<float> dq, AttentionParts parts,
-                                     int width, int rows, float factor) {
-  const int64_t pieces = (a.size.N + 3) / 4, items = a.size.B * a.size.H;
-  const int64_t e = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (e >= items * a.size.T * pieces) return;
-  const int64_t column = e % pieces * 4, i = e / pieces % a.size.T, item = e / pieces / a.size.T;
-  const int64_t last = i / rows - parts.first_block;
+/// `across`: blocks an item. Numbers of 32 bits, since six divisions of 64 bits took longer than the bytes.
+__global__ void __launch_bounds__(attention_sum_threads)
+    attention_sum_kernel(AttentionOperands<float> a, Heads<float> dq, AttentionParts parts, int width,
+                         int rows, unsigned across, float factor) {
+  constexpr int together = 4;  // reads under way
+  const auto T = static_cast<unsigned>(a.size.T), N = static_cast<unsigned>(a.size.N), pieces = (N + 3) / 4;
+  const unsigned item = blockIdx.x / across, e = blockIdx.x % across * attention_sum_threads + threadIdx.x,
+                 i = e / pieces, column = e % pieces * 4;
+  if (i >= T) return;
+  const int last = static_cast<int>(i) / rows - parts.first_block;
   if (last < 0) return;
-  const int64_t blocks = last + 1 < parts.blocks ? last + 1 : parts.blocks;
+  const int blocks = last + 1 < parts.blocks ? last + 1 : parts.blocks;
+  const int64_t step = a.size.B * a.size.H * a.size.T * width;
+  const float* from = parts.data + (int64_t{item} * T + i) * width + column;
   float sum[4] = {};
-#pragma unroll 4
-  for (int64_t c = 0; c < blocks; ++c) {
-    const float4 part =
-        *reinterpret_cast<const float4*>(parts.data + ((c * items + item) * a.size.T + i) * width + column);
-    sum[0] += part.x, sum[1] += part.y, sum[2] += part.z, sum[3] += part.w;
-  }
-  float* to = dq.data + item / a.size.H * dq.batch + item % a.size.H * dq.head + i * dq.time + column;
+  for (int c = 0; c < blocks; c += together, from += together * step) {
+    Vec<float, 4> part[together];
 #pragma unroll
-  for (int u = 0; u < 4; ++u)
-    if (column + u < a.size.N) to[u] = (parts.first_block > 0 ? to[u] : 0.0f) + factor * sum[u];
+    for (int u = 0; u < together; ++u)
+      if (c + u < blocks) part[u] = load_vec<4>(from + u * step);
+#pragma unroll
+    for (int u = 0; u < together; ++u)
+#pragma unroll
+      for (int k = 0; k < 4; ++k) sum[k] += part[u].x[k];
+  }
+  const auto H = static_cast<unsigned>(a.size.H);
+  float* to = dq.data + item / H * dq.batch + item % H * dq.head + int64_t{i} * dq.time + column;
+  if (parts.first_block == 0 && column + 4 <= N && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
+    Vec<float, 4> whole;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) whole.x[k] = factor * sum[k];
+    return store_vec(to, whole);
+  }
+#pragma unroll
+  for (int k = 0; k < 4; ++k)
+    if (column + static_cast<unsigned>(k) < N)
+      to[k] = (parts.first_block > 0 ? to[k] : 0.0f) + factor * sum[k];
 }
 
 }  // namespace
@@ -89,7 +109,7 @@ void attention_tensor_cores_backward(const Context& ctx, const AttentionPlan& pl
                                      const AttentionOperands<float>& a, const AttentionGradients<float>& g,
                                      float* memory) {
   const int64_t blocks = (a.size.T + plan.rows - 1) / plan.rows;
-  const int64_t pieces = a.size.B * a.size.H * a.size.T * ((a.size.N + 3) / 4);
+  const unsigned across = blocks_for(a.size.T * ((a.size.N + 3) / 4), attention_sum_threads);
   const float factor = a.drops ? a.scale * static_cast<float>(a.mask.keep_scale) : a.scale;
   if (plan.wgmma) attention_pack(ctx, plan, a, g, memory);
   float* const data = memory + pack_elements(plan, a.size.B * a.size.H, a.size.T);
@@ -105,8 +125,8 @@ void attention_tensor_cores_backward(const Context& ctx, const AttentionPlan& pl
     else
       attention_mma_backward<AttentionTf32x3>(ctx, plan, a, g, parts);
     if (g.wants_q)
-      launch(ctx, attention_sum_kernel, blocks_for(pieces, 256), 256, 0, a, g.dq, parts, plan.N, plan.rows,
-             factor);
+      launch(ctx, attention_sum_kernel, static_cast<unsigned>(a.size.B * a.size.H) * across,
+             attention_sum_threads, 0, a, g.dq, parts, plan.N, plan.rows, across, factor);
   }
 }
 

@@ -49,22 +49,31 @@ __device__ __forceinline__ void with_vectors(bool vectors, Body&& body) {
     body.template operator()<false>();
 }
 
-/// A block: a tile of a head.
+/// A block: some rows of a head's tile, all of whose reads are under way together.
 template <int N, int P>
-__global__ void __launch_bounds__(attention_pack_threads)
+struct AttentionPackBlock {
+  static constexpr int together = attention_pack_threads / (P / 4), each = together < 16 ? 16 / together : 1,
+                       rows = together * each, blocks = attention_wgmma_queries / rows;  // of a tile
+};
+template <int N, int P>
+__global__ void __launch_bounds__(attention_pack_threads, 5)
     attention_pack_kernel(AttentionOperands<float> a, AttentionGradients<float> grad, AttentionAccess access,
                           bool y_in_fours, unsigned char* packs, int tiles) {
   using Pack = AttentionPack<N, P>;
-  constexpr int threads = attention_pack_threads, lanes = P / 4, together = threads / lanes,
-                each = Pack::queries / together;
-  const int length = static_cast<int>(a.size.T), tile = static_cast<int>(blockIdx.x) % tiles,
-            i0 = tile * Pack::queries;
-  const int64_t item = blockIdx.x / static_cast<unsigned>(tiles), b = item / a.size.H, h = item % a.size.H;
-  unsigned char* const to = packs + int64_t{blockIdx.x} * Pack::bytes;
+  using Block = AttentionPackBlock<N, P>;
+  constexpr int threads = attention_pack_threads, lanes = P / 4, together = Block::together,
+                each = Block::each, q_pieces = Block::rows * N / 4,
+                q_each = (q_pieces + threads - 1) / threads;
+  const unsigned at_tile = blockIdx.x / Block::blocks, H = static_cast<unsigned>(a.size.H),
+                 item = at_tile / static_cast<unsigned>(tiles), b = item / H, h = item % H;
+  const int length = static_cast<int>(a.size.T), tile = static_cast<int>(at_tile) % tiles,
+            i0 = tile * Pack::queries, row0 = static_cast<int>(blockIdx.x) % Block::blocks * Block::rows;
+  unsigned char* const to = packs + int64_t{at_tile} * Pack::bytes;
   const AttentionRows q(a.q, b, h, length, a.size.N, access.q),
       dy(grad.dy, b, h, length, a.size.P, access.dy), y(a.y, b, h, length, a.size.P, y_in_fours);
-  const int row = static_cast<int>(threadIdx.x) / lanes, column = static_cast<int>(threadIdx.x) % lanes * 4;
-  Vec<float, 4> own[each], other[each];
+  const int row = row0 + static_cast<int>(threadIdx.x) / lanes,
+            column = static_cast<int>(threadIdx.x) % lanes * 4;
+  Vec<float, 4> own[each], other[each], query[q_each];
   with_vectors(dy.vectors && y.vectors, [&]<bool all>() {
 #pragma unroll
     for (int u = 0; u < each; ++u) {
@@ -72,10 +81,19 @@ __global__ void __launch_bounds__(attention_pack_threads)
       other[u] = attention_elements<4, all>(y, i0 + row + u * together, column);
     }
   });
+  const auto q_row = [&](int u) { return row0 + (u * threads + static_cast<int>(threadIdx.x)) / (N / 4); };
+  const int q_column = static_cast<int>(threadIdx.x) % (N / 4) * 4;
+  const bool has_q = q_pieces >= threads || static_cast<int>(threadIdx.x) < q_pieces;
+  static_assert(threads % (N / 4) == 0 && (q_pieces < threads || q_pieces % threads == 0));
+  with_vectors(q.vectors, [&]<bool all>() {
+#pragma unroll
+    for (int u = 0; u < q_each; ++u)
+      if (has_q) query[u] = attention_elements<4, all>(q, i0 + q_row(u), q_column);
+  });
   const float fewer = a.drops ? 1.0f / static_cast<float>(a.mask.keep_scale) : 1.0f;
   auto* const stats = reinterpret_cast<float*>(to + Pack::stats);
-  if (const int at = static_cast<int>(threadIdx.x); at < Pack::queries)  // rows after the last: p = 2^−∞
-    stats[at] = i0 + at < length ? -a.lse[(b * length + i0 + at) * a.size.H + h] * 1.44269504f : -INFINITY;
+  if (const int at = row0 + static_cast<int>(threadIdx.x); at < row0 + Block::rows)  // beyond: p = 2^−∞
+    stats[at] = i0 + at < length ? -a.lse[(int64_t{b} * length + i0 + at) * H + h] * 1.44269504f : -INFINITY;
 #pragma unroll
   for (int u = 0; u < each; ++u) {
     const int at = row + u * together;
@@ -88,15 +106,11 @@ __global__ void __launch_bounds__(attention_pack_threads)
     if (column == 0) stats[Pack::queries + at] = -sum * fewer;
   }
   const float factor = a.scale * 1.44269504f;
-  with_vectors(q.vectors, [&]<bool all>() {
 #pragma unroll
-    for (int u = 0; u < Pack::queries * N / 4 / threads; ++u) {
-      const int e = u * threads + static_cast<int>(threadIdx.x), at = e / (N / 4), from = e % (N / 4) * 4;
-      const auto x = attention_elements<4, all>(q, i0 + at, from).x;
-      *reinterpret_cast<uint2*>(to + Pack::q + Pack::Q::offset(at, from)) =
+  for (int u = 0; u < q_each; ++u)
+    if (const auto& x = query[u].x; has_q)
+      *reinterpret_cast<uint2*>(to + Pack::q + Pack::Q::offset(q_row(u), q_column)) =
           make_uint2(pack_bf16(x[0] * factor, x[1] * factor), pack_bf16(x[2] * factor, x[3] * factor));
-    }
-  });
 }
 
 }  // namespace eigentrace::kernels

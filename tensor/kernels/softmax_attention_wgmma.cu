@@ -21,7 +21,8 @@ void attention_pack(const Context& ctx, const AttentionPlan& plan, const Attenti
                           (a.y.batch % 4 | a.y.time % 4 | a.y.head % 4 | a.size.P % 4) == 0;
   const int64_t tiles = (a.size.T + attention_wgmma_queries - 1) / attention_wgmma_queries;
   with_wgmma_sizes(plan, [&]<int N, int P>() {
-    launch(ctx, attention_pack_kernel<N, P>, static_cast<unsigned>(tiles * a.size.B * a.size.H),
+    launch(ctx, attention_pack_kernel<N, P>,
+           static_cast<unsigned>(tiles * a.size.B * a.size.H * AttentionPackBlock<N, P>::blocks),
            attention_pack_threads, 0, a, g, access, y_in_fours, static_cast<unsigned char*>(packs),
            static_cast<int>(tiles));
   });

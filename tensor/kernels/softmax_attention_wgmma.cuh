@@ -111,27 +111,33 @@ __global__ void __launch_bounds__(AttentionWgmmaBlock<N, P>::threads, 1)
     bulk_barrier_init(raw_arrival, 128);
     fence_for_async();
   }
-  if constexpr (!Block::stays) {  // one run a block
-    const auto stage = [&]<class Tile, int width>(unsigned char* to, const AttentionRows& x, int j0) {
+  __syncthreads();
+  const auto stage = [&] {  // k and v of a block's one run: reads of each all under way together
+    const auto copy = [&]<class Tile, int width>(unsigned char* to, const AttentionRows& x, int j0) {
+      constexpr int pieces = rows * width / 4, each = (pieces + threads - 1) / threads;
+      Vec<float, 4> f[each];
+      const auto piece = [&](int u) { return u * threads + static_cast<int>(threadIdx.x); };
       with_vectors(x.vectors, [&]<bool all>() {
-#pragma unroll 8
-        for (int e = static_cast<int>(threadIdx.x); e < rows * width / 4; e += threads) {
-          const int row = e / (width / 4), column = e % (width / 4) * 4;
-          const auto f = attention_elements<4, all>(x, j0 + row, column);
-          *reinterpret_cast<uint2*>(to + Tile::offset(row, column)) =
-              make_uint2(pack_bf16(f.x[0], f.x[1]), pack_bf16(f.x[2], f.x[3]));
-        }
+#pragma unroll
+        for (int u = 0; u < each; ++u)
+          if (const int e = piece(u); e < pieces)
+            f[u] = attention_elements<4, all>(x, j0 + e / (width / 4), e % (width / 4) * 4);
       });
+#pragma unroll
+      for (int u = 0; u < each; ++u)
+        if (const int e = piece(u); e < pieces)
+          *reinterpret_cast<uint2*>(to + Tile::offset(e / (width / 4), e % (width / 4) * 4)) =
+              make_uint2(pack_bf16(f[u].x[0], f[u].x[1]), pack_bf16(f[u].x[2], f[u].x[3]));
     };
     const Run run = run_of(0);
-    stage.template operator()<K, N>(shared + Block::k, k_of(run), run.j0);
-    stage.template operator()<V, P>(shared + Block::v, v_of(run), run.j0);
+    copy.template operator()<K, N>(shared + Block::k, k_of(run), run.j0);
+    copy.template operator()<V, P>(shared + Block::v, v_of(run), run.j0);
     fence_for_async();
-  }
-  __syncthreads();
+    named_sync(taken, threads);
+  };
 
   if (warp < 4) {
-    fewer_registers<Block::registers_of_dq>();
+    if constexpr (Block::stays) fewer_registers<Block::registers_of_dq>();
     const auto copy = [&]<int width>(const AttentionRows& x, int j0) {
       constexpr int pieces = width / 4;
 #pragma unroll 1
@@ -198,6 +204,10 @@ __global__ void __launch_bounds__(AttentionWgmmaBlock<N, P>::threads, 1)
       ++ahead, --left, from += Pack::bytes;
     };
     for (int m = 0; m < stages; ++m) fetch();
+    if constexpr (!Block::stays) {
+      stage();
+      fewer_registers<Block::registers_of_dq>();
+    }
     for (int i = 0, m = 0; run.count > 0; ++i) {
       if constexpr (Block::stays) {
         bulk_wait(raw_arrival, i % 2);
@@ -245,6 +255,7 @@ __global__ void __launch_bounds__(AttentionWgmmaBlock<N, P>::threads, 1)
     return;
   }
 
+  if constexpr (!Block::stays) stage();
   more_registers<Block::registers>();
   const int group = warp / 4 - 1, own = warp * 16 - 64;
   const float keep = drops ? static_cast<float>(a.mask.keep_scale) : 1.0f;
