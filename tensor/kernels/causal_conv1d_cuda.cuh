@@ -36,10 +36,12 @@ struct CausalConv {
       sum += weight[c * taps + k] * x[b * x_batch + (t - taps + 1 + k) * x_time + c];
     return sum;
   }
-  ET_HD T slope(T z) const {  // SiLU′ or 1
-    if (!silu) return T(1);
+  ET_HD static T silu_slope(T z) {
     const T s = sigmoid(z);
     return s * (T(1) + z * (T(1) - s));
+  }
+  ET_HD T slope(T z) const {  // SiLU′ or 1
+    return silu ? silu_slope(z) : T(1);
   }
 };
 
@@ -52,16 +54,25 @@ struct ConvGradients {
   Arithmetic<S>* partial;  // [pieces of time, K + 1, C] or null
 };
 
-/// Steps of a piece of time: as long as enough threads are left to keep a large GPU busy.
-inline int64_t conv_steps(const Shape& x) {
-  const int64_t packs = x[0] * ((x[2] + 3) / 4);
-  int64_t steps = 64;
-  while (steps > 8 && packs * ((x[1] + steps - 1) / steps) < 80000) steps /= 2;
-  return steps;
+/// Steps of a piece of time, one thread's work: long enough that what a piece begins with (8 steps' worth)
+/// counts for little, and such that the last of the rounds that a large GPU makes of the blocks, `resident`
+/// of them at a time, is a full one. width: channels of a thread.
+inline int64_t conv_steps(const Shape& x, int64_t width) {
+  constexpr int64_t resident = 6 * 132;
+  const auto blocks = [&](int64_t n, int64_t of) { return (n + of - 1) / of; };
+  int64_t best = 8, least = INT64_MAX;
+  for (int64_t steps = 8; steps <= 256; steps += 8) {
+    const int64_t count = x[0] * blocks(x[1], steps * conv_depth) * blocks(x[2], 32 * width);
+    const int64_t cost = blocks(count, resident) * (steps + 8);
+    if (cost < least) best = steps, least = cost;
+  }
+  return best;
 }
+constexpr int conv_forward_width = 4, conv_backward_width = 2;
 /// Partial sums of the weights' gradient.
 inline int64_t conv_pieces(const Shape& x, int64_t taps) {
-  const int64_t steps = taps == conv_fast_taps ? conv_steps(x) * conv_depth : conv_time_block;
+  const int64_t steps =
+      taps == conv_fast_taps ? conv_steps(x, conv_backward_width) * conv_depth : conv_time_block;
   return x[0] * ((x[1] + steps - 1) / steps);
 }
 
@@ -83,6 +94,9 @@ struct ConvSink {
 
 // --- four taps ---
 
+/// Steps in registers, by time modulo this: the last four, and the next ones on their way.
+constexpr int conv_ring = 8;
+
 /// A thread's channels, their taps and bias.
 template <int width, class S>
 struct ConvLane {
@@ -90,11 +104,15 @@ struct ConvLane {
   static constexpr int taps = conv_fast_taps;
   Vec<T, width> w[taps], bias;
   const S* x;  ///< of the thread's batch and channels
-  int64_t x_time, time;
+  int64_t x_time;
+  int time;
   bool silu;
 
   __device__ __forceinline__ ConvLane(const CausalConv<S>& conv, int64_t b, int64_t c)
-      : x(conv.x + b * conv.x_batch + c), x_time(conv.x_time), time(conv.time), silu(conv.silu) {
+      : x(conv.x + b * conv.x_batch + c),
+        x_time(conv.x_time),
+        time(static_cast<int>(conv.time)),
+        silu(conv.silu) {
 #pragma unroll
     for (int i = 0; i < width; ++i) {
       bias.x[i] = conv.bias[c + i];
@@ -102,63 +120,66 @@ struct ConvLane {
       for (int k = 0; k < taps; ++k) w[k].x[i] = conv.weight[(c + i) * taps + k];
     }
   }
-  __device__ __forceinline__ Vec<T, width> at(int64_t t) const {
+  __device__ __forceinline__ Vec<T, width> at(int t) const {
     return t >= 0 && t < time ? load_as<T, width>(x + t * x_time) : Vec<T, width>{};
   }
-  /// z of the step whose x is the last of four.
-  __device__ __forceinline__ Vec<T, width> z(const Vec<T, width>* last_four) const {
+  /// z of the step whose x is ring[j].
+  __device__ __forceinline__ Vec<T, width> z(const Vec<T, width> (&ring)[conv_ring], int j) const {
     Vec<T, width> z = bias;
 #pragma unroll
     for (int k = 0; k < taps; ++k)
 #pragma unroll
-      for (int i = 0; i < width; ++i) z.x[i] += w[k].x[i] * last_four[k].x[i];
+      for (int i = 0; i < width; ++i) z.x[i] += w[k].x[i] * ring[(j + 1 + k - taps) & (conv_ring - 1)].x[i];
     return z;
   }
 };
 
 template <int width, class S>
-__global__ void __launch_bounds__(128)
-    conv_forward_kernel(const __grid_constant__ CausalConv<S> conv, S* y, int64_t steps) {
+__global__ void __launch_bounds__(128, sizeof(S) <= 4 ? 6 : 1)
+    conv_forward_kernel(const __grid_constant__ CausalConv<S> conv, S* y, int steps) {
   using T = Arithmetic<S>;
-  constexpr int group = 4, before = conv_fast_taps - 1;
+  constexpr int taps = conv_fast_taps, ring = conv_ring, ahead = ring - taps;
   const int64_t c = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * width, b = blockIdx.z;
-  const int64_t begin = (static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y) * steps;
-  if (c >= conv.channels || begin >= conv.time) return;
-  const int64_t end = begin + steps < conv.time ? begin + steps : conv.time;
+  const int time = static_cast<int>(conv.time);
+  const int begin = static_cast<int>(blockIdx.y * blockDim.y + threadIdx.y) * steps;
+  if (c >= conv.channels || begin >= time) return;
+  const int end = begin + steps < time ? begin + steps : time;
   const ConvLane<width, S> lane(conv, b, c);
-  Vec<T, width> x[before + group];
+  S* to = y + (b * conv.time + begin) * conv.channels + c;
+  Vec<T, width> x[ring];  // of begin + j at j modulo ring
 #pragma unroll
-  for (int j = 0; j < before; ++j) x[j] = lane.at(begin - before + j);
-  Vec<T, width> next[group];
+  for (int j = 1 - taps; j < ahead; ++j) x[j & (ring - 1)] = lane.at(begin + j);
+  const S* from = lane.x + (begin + ahead) * lane.x_time;
+  // whole: nothing that it reads lies behind the end, and SiLU follows
+  const auto round = [&]<bool whole>(int first) {
 #pragma unroll
-  for (int j = 0; j < group; ++j) next[j] = lane.at(begin + j);
-  for (int64_t t = begin; t < end; t += group) {
+    for (int j = 0; j < ring; ++j) {
+      const int t = first + j;
+      if (!whole && t >= end) return;
+      if (whole || t + ahead < end) x[(j + ahead) & (ring - 1)] = load_as<T, width>(from);
+      from += lane.x_time;
+      Vec<T, width> z = lane.z(x, j);
 #pragma unroll
-    for (int j = 0; j < group; ++j) x[before + j] = next[j];
-#pragma unroll
-    for (int j = 0; j < group; ++j) next[j] = t + group < end ? lane.at(t + group + j) : Vec<T, width>{};
-#pragma unroll
-    for (int j = 0; j < group; ++j) {
-      if (t + j >= end) break;
-      Vec<T, width> z = lane.z(x + j);
-      if (lane.silu)
-#pragma unroll
-        for (int i = 0; i < width; ++i) z.x[i] *= sigmoid(z.x[i]);
-      store_as(y + (b * conv.time + t + j) * conv.channels + c, z);
+      for (int i = 0; i < width; ++i) z.x[i] *= whole || lane.silu ? sigmoid(z.x[i]) : T(1);
+      store_as(to, z);
+      to += conv.channels;
     }
-#pragma unroll
-    for (int j = 0; j < before; ++j) x[j] = x[group + j];
-  }
+  };
+  for (int first = begin; first < end; first += ring)
+    if (lane.silu && first + ring + ahead <= end)
+      round.template operator()<true>(first);
+    else
+      round.template operator()<false>(first);
 }
 
 /// Block: x over packs of channels, y over pieces of time, whose sums it adds up in order. The next four
 /// steps are on their way while four are worked on.
 template <int width, class S>
-__global__ void __launch_bounds__(128, sizeof(S) <= 4 ? 5 : 1)
+__global__ void __launch_bounds__(128, sizeof(S) <= 4 ? 6 : 1)
     conv_backward_kernel(const __grid_constant__ CausalConv<S> conv,
                          const __grid_constant__ ConvGradients<S> g, int steps) {
   using T = Arithmetic<S>;
-  constexpr int taps = conv_fast_taps, before = taps - 1;
+  constexpr int taps = conv_fast_taps, before = taps - 1, ring = conv_ring, ahead = ring - taps;
   const int64_t c = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * width, b = blockIdx.z;
   const int time = static_cast<int>(conv.time);
   const int begin = static_cast<int>(blockIdx.y * blockDim.y + threadIdx.y) * steps;
@@ -166,56 +187,57 @@ __global__ void __launch_bounds__(128, sizeof(S) <= 4 ? 5 : 1)
   if (c < conv.channels && begin < time) {
     const int end = begin + steps < time ? begin + steps : time;
     const ConvLane<width, S> lane(conv, b, c);
-    const S* dy = g.dy + b * g.dy_batch + c;
-    S* dx = g.dx ? g.dx + b * g.dx_batch + c : nullptr;
-    const int past = dx ? end + before : end, last = past < time ? past : time;
-    Vec<T, width> x[taps], dz[taps];  // of the last four steps
-    Vec<T, width> next_x[taps], next_dy[taps];
-    const auto load = [&](int first) {
-#pragma unroll
-      for (int j = 0; j < taps; ++j) {
-        const int t = first + j;
-        next_x[j] = t < last ? load_as<T, width>(lane.x + t * lane.x_time) : Vec<T, width>{};
-        next_dy[j] = t < last ? load_as<T, width>(dy + t * g.dy_time) : Vec<T, width>{};
-      }
+    const S *from = lane.x + begin * lane.x_time, *dy = g.dy + b * g.dy_batch + begin * g.dy_time + c;
+    S* dx = g.dx + b * g.dx_batch + (begin - before) * g.dx_time + c;
+    const int past = g.dx ? end + before : end, last = past < time ? past : time;
+    Vec<T, width> x[ring], dz[ring];  // of begin + j at j modulo ring; dz of steps to come: dy
+    const auto load = [&]<bool whole>(int j, int t) {
+      const bool there = whole || t < last;
+      x[j & (ring - 1)] = there ? load_as<T, width>(from) : Vec<T, width>{};
+      dz[j & (ring - 1)] = there ? load_as<T, width>(dy) : Vec<T, width>{};
+      from += lane.x_time, dy += g.dy_time;
     };
-    load(begin);
 #pragma unroll
-    for (int j = 0; j < before; ++j) x[j + 1] = lane.at(begin - before + j);
-    for (int first = begin; first < past; first += taps) {
-      Vec<T, width> now_x[taps], now_dy[taps];
+    for (int j = 1 - taps; j < ahead; ++j)
+      if (j < 0)
+        x[j & (ring - 1)] = lane.at(begin + j);
+      else
+        load.template operator()<false>(j, begin + j);
+    // whole: nothing in it is left out or read behind `last`, and SiLU has followed
+    const auto round = [&]<bool whole>(int first) {
 #pragma unroll
-      for (int j = 0; j < taps; ++j) now_x[j] = next_x[j], now_dy[j] = next_dy[j];
-      load(first + taps);
-#pragma unroll
-      for (int j = 0; j < taps; ++j) {
+      for (int j = 0; j < ring; ++j) {
         const int t = first + j;
+        load.template operator()<whole>(j + ahead, t + ahead);
+        const Vec<T, width> z = lane.z(x, j);
+        Vec<T, width>& own = dz[j];
 #pragma unroll
-        for (int k = 0; k < before; ++k) x[k] = x[k + 1], dz[k] = dz[k + 1];
-        x[before] = now_x[j], dz[before] = now_dy[j];
-        if (lane.silu) {
-          const Vec<T, width> z = lane.z(x);
-#pragma unroll
-          for (int i = 0; i < width; ++i) dz[before].x[i] *= conv.slope(z.x[i]);
-        }
-        if (t < end) {
+        for (int i = 0; i < width; ++i) own.x[i] *= whole ? conv.silu_slope(z.x[i]) : conv.slope(z.x[i]);
+        if (whole || t < end) {
 #pragma unroll
           for (int i = 0; i < width; ++i) {
-            db.x[i] += dz[before].x[i];
+            db.x[i] += own.x[i];
 #pragma unroll
-            for (int k = 0; k < taps; ++k) dw[k].x[i] += dz[before].x[i] * x[k].x[i];
+            for (int k = 0; k < taps; ++k) dw[k].x[i] += own.x[i] * x[(j + 1 + k - taps) & (ring - 1)].x[i];
           }
         }
         const int at = t - before;  // dz of at … at + 3 are here
-        if (!dx || at < begin || at >= end) continue;
+        S* const to = dx;
+        dx += g.dx_time;
+        if (!g.dx || (!whole && (at < begin || at >= end))) continue;
         Vec<T, width> sum;
 #pragma unroll
         for (int k = 0; k < taps; ++k)
 #pragma unroll
-          for (int i = 0; i < width; ++i) sum.x[i] += lane.w[k].x[i] * dz[before - k].x[i];
-        store_as(dx + at * g.dx_time, sum);
+          for (int i = 0; i < width; ++i) sum.x[i] += lane.w[k].x[i] * dz[(j - k) & (ring - 1)].x[i];
+        store_as(to, sum);
       }
-    }
+    };
+    for (int first = begin; first < past; first += ring)
+      if (conv.silu && first > begin && first + ring <= end && first + ring + ahead <= last)
+        round.template operator()<true>(first);
+      else
+        round.template operator()<false>(first);
   }
   if (!g.partial) return;
   Vec<T, width>* shared = dynamic_shared<Vec<T, width>>();  // [pieces, packs]
@@ -312,10 +334,11 @@ void conv_forward_cuda(const Context& ctx, const CausalConv<S>& conv, S* y) {
     if (conv.taps != conv_fast_taps)
       return for_each_index(ctx, conv.batch * conv.time * conv.channels, ConvForward<S>{conv, y});
   with_conv_width<vec_width<Arithmetic<S>>>(conv_is_wide(conv) && aligned_for_vec(y), [&]<int width>() {
-    const int64_t steps = conv_steps({conv.batch, conv.time, conv.channels});
+    const int64_t steps = conv_steps({conv.batch, conv.time, conv.channels}, conv_forward_width);
     const dim3 grid(blocks_for(conv.channels, 32 * width), blocks_for(conv.time, steps * conv_depth),
                     static_cast<unsigned>(conv.batch));
-    launch(ctx, conv_forward_kernel<width, S>, grid, dim3(32, conv_depth), 0, conv, y, steps);
+    launch(ctx, conv_forward_kernel<width, S>, grid, dim3(32, conv_depth), 0, conv, y,
+           static_cast<int>(steps));
   });
 }
 
@@ -343,8 +366,8 @@ void conv_backward_cuda(const Context& ctx, const CausalConv<S>& conv, const Con
   };
   const bool all =
       conv_is_wide(conv) && fits(g.dy, g.dy_batch, g.dy_time) && fits(g.dx, g.dx_batch, g.dx_time);
-  with_conv_width<2>(all, [&]<int width>() {
-    const int64_t steps = conv_steps({conv.batch, conv.time, conv.channels});
+  with_conv_width<conv_backward_width>(all, [&]<int width>() {
+    const int64_t steps = conv_steps({conv.batch, conv.time, conv.channels}, conv_backward_width);
     const dim3 grid(blocks_for(conv.channels, 32 * width), blocks_for(conv.time, steps * conv_depth),
                     static_cast<unsigned>(conv.batch));
     launch(ctx, conv_backward_kernel<width, S>, grid, dim3(32, conv_depth),

@@ -305,7 +305,7 @@ TEST_CASE("cuda pointwise: the short causal convolution") {
     int64_t batch, time, channels, taps;
   };
   for (const Size& s : {Size{1, 1, 1, 4}, Size{2, 150, 20, 4}, Size{1, 70, 132, 4}, Size{2, 33, 8, 3},
-                        Size{3, 70, 5, 4}, Size{1, 600, 2, 2}})
+                        Size{3, 70, 5, 4}, Size{1, 600, 2, 2}, Size{210, 250, 4, 4}})
     for (const bool silu : {false, true}) {
       const Shape shape{s.batch, s.time, s.channels};
       check(
