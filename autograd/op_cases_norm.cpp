@@ -71,6 +71,11 @@ std::vector<OpCase> op_cases_norm() {
                               const Values parts = split(y, {1, y.dim(2) - 1});
                               return Values{unary(Unary::silu, parts[1]), unary(Unary::exp, x)};
                             }));
+  cases.push_back(norm_case("layer_norm: its parameters are used twice", Op::layer_norm,
+                            [](const Var& x, const Values& in) {
+                              const Var y = layer_norm(x, in[1], in[2], 1e-2);
+                              return Values{layer_norm(unary(Unary::silu, y), in[1], in[2], 1e-2)};
+                            }));
   cases.push_back(norm_case(
       "rms_norm: rows of any stride", Op::rms_norm,
       [](const Var& x, const Values& in) { return Values{rms_norm(x, in[1], 1e-5)}; }, false));

@@ -5,6 +5,7 @@
 #include "tensor/error.h"
 #include "tensor/kernels.h"
 #include "tensor/kernels/gated_batch_norm.h"
+#include "tensor/kernels/norm_add.h"
 
 namespace eigentrace {
 namespace {
@@ -20,15 +21,16 @@ void check(const char* op, const Var& x, const Var& parameter, const char* what)
 Shape rows_shape(const Var& x) { return {x.dim(-1) == 0 ? 0 : x.value().numel() / x.dim(-1)}; }
 
 /// The parts that every backward pass here shares: parameters' gradients are asked for and handed in around
-/// `run`.
+/// `run`, whose argument calls the kernel. A parameter may have been used before.
 template <class Run>
 void with_parameters(Backward& b, kernels::NormBackward& n, const VarRef& weight, const VarRef& bias,
                      Run&& run) {
-  n.dweight = b.destination(weight);
-  n.dbias = b.destination(bias);
-  run();
-  b.commit(weight, n.dweight);
-  b.commit(bias, n.dbias);
+  Tensor weight_sent, bias_sent;
+  n.dweight = b.destination_with_sent(weight, weight_sent);
+  n.dbias = b.destination_with_sent(bias, bias_sent);
+  run([&] { kernels::layer_norm_backward_add(b.ctx(), n, weight_sent, bias_sent); });
+  b.commit_with_sent(weight, n.dweight, weight_sent);
+  b.commit_with_sent(bias, n.dbias, bias_sent);
 }
 
 }  // namespace
@@ -48,9 +50,9 @@ Var layer_norm(const Var& x, const Var& weight, const Var& bias, double epsilon)
       [x, weight, bias = bias.ref(), mean = n.mean, rstd = n.rstd](Backward& b) {
         kernels::NormBackward g{
             .x = x.value(), .weight = weight.value(), .mean = mean, .rstd = rstd, .dy = b.dy()};
-        with_parameters(b, g, weight.ref(), bias, [&] {
+        with_parameters(b, g, weight.ref(), bias, [&](auto&& norm) {
           g.dx = b.destination_with_sent(x.ref(), g.dsum);
-          kernels::layer_norm_backward(b.ctx(), g);
+          norm();
           b.commit_with_sent(x.ref(), g.dx, g.dsum);
         });
       });
@@ -66,9 +68,9 @@ Var rms_norm(const Var& x, const Var& weight, double epsilon) {
   kernels::layer_norm(ctx, n);
   return x.tape().record(Op::rms_norm, n.y, {x, weight}, [x, weight, rstd = n.rstd](Backward& b) {
     kernels::NormBackward g{.x = x.value(), .weight = weight.value(), .rstd = rstd, .dy = b.dy()};
-    with_parameters(b, g, weight.ref(), {}, [&] {
+    with_parameters(b, g, weight.ref(), {}, [&](auto&& norm) {
       g.dx = b.destination_with_sent(x.ref(), g.dsum);
-      kernels::layer_norm_backward(b.ctx(), g);
+      norm();
       b.commit_with_sent(x.ref(), g.dx, g.dsum);
     });
   });
@@ -106,13 +108,13 @@ ResidualNorm residual_layer_norm(const Var& x, const Var& branch, double dropout
                             .dy = b.dy(1),
                             .dsum = b.has_dy(0) ? b.dy(0) : Tensor{}};
     g.p = dropout, g.random_op = random_op;
-    with_parameters(b, g, weight.ref(), bias, [&] {
+    with_parameters(b, g, weight.ref(), bias, [&](auto&& norm) {
       const bool shared = dropout == 0;  // both gradients are the same numbers: one tensor, lent to both
       if (!shared) g.dx = b.destination(x), g.dbranch = b.destination(branch);
       if (!g.dx.defined()) g.dx = g.dbranch;  // nobody wants it
       if (!g.dx.defined() && (x.slot >= 0 || branch.slot >= 0))
         g.dx = b.ctx().empty(sum.shape(), sum.dtype());
-      kernels::layer_norm_backward(b.ctx(), g);
+      norm();
       if (shared) {
         b.add_gradient(x, g.dx);
         b.add_gradient(branch, g.dx);

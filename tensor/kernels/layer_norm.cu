@@ -11,6 +11,7 @@
 #include "tensor/dropout_stream.h"
 #include "tensor/kernels.h"
 #include "tensor/kernels/layer_norm_cuda.cuh"
+#include "tensor/kernels/norm_add.h"
 
 namespace eigentrace::kernels {
 namespace {
@@ -173,6 +174,11 @@ void layer_norm(Context& ctx, const NormForward& n) {
 }
 
 void layer_norm_backward(Context& ctx, const NormBackward& n) {
+  layer_norm_backward_add(ctx, n, Tensor(), Tensor());
+}
+
+void layer_norm_backward_add(Context& ctx, const NormBackward& n, const Tensor& dweight_sent,
+                             const Tensor& dbias_sent) {
   const int64_t width = n.x.dim(-1), rows = width == 0 ? 0 : n.x.numel() / width;
   const bool cuda = ctx.device().is_cuda();  // there a block is a group of warps, here a piece of work
   const int64_t per_block = cuda ? norm_rows_per_block(rows) : std::max<int64_t>(16, (rows + 127) / 128);
@@ -200,14 +206,24 @@ void layer_norm_backward(Context& ctx, const NormBackward& n) {
                           n.mean.defined(),
                           mask};
 #ifdef EIGENTRACE_WITH_CUDA
-    if (cuda) return norm_backward_cuda(ctx, f, blocks, n.dweight, n.dbias);
+    if (cuda) {
+      const auto data = [](const Tensor& x) { return x.defined() ? x.data<T>() : nullptr; };
+      return norm_backward_cuda(ctx, f, blocks,
+                                NormSink<T>{data(n.dweight), data(n.dbias), data(dweight_sent),
+                                            data(dbias_sent), n.weight.numel()});
+    }
 #endif
     if constexpr (!std::is_same_v<S, BFloat16>) run_backward(ctx, f, blocks);
   });
   if (cuda) return;
-  Tensor dweight = n.dweight, dbias = n.dbias;
-  if (dweight.defined()) sum(ctx, partial_weight, 0, dweight);
-  if (dbias.defined()) sum(ctx, partial_bias, 0, dbias);
+  const auto sum_of = [&](const Tensor& partial, const Tensor& sent, Tensor to) {
+    if (!to.defined()) return;
+    Tensor own = sent.defined() ? ctx.empty(to.shape(), to.dtype()) : to;
+    sum(ctx, partial, 0, own);
+    if (sent.defined()) binary(ctx, Binary::add, sent, own, to);
+  };
+  sum_of(partial_weight, dweight_sent, n.dweight);
+  sum_of(partial_bias, dbias_sent, n.dbias);
 }
 
 }  // namespace eigentrace::kernels

@@ -304,14 +304,26 @@ void norm_forward_cuda(const Context& ctx, const NormForwardRows<S>& f) {
   if (!done) launch(ctx, norm_forward_wide<S>, static_cast<unsigned>(f.y.rows), 128, 0, f);
 }
 
+/// dweight and dbias from sums [2, D], on top of what was sent; null: not wanted, nothing sent.
+template <class T>
+struct NormSink {
+  T *dweight, *dbias;
+  const T *weight_sent, *bias_sent;
+  int64_t width;
+  ET_HD void put(int64_t at, T value) const {
+    const bool first = at < width;
+    const int64_t i = first ? at : at - width;
+    const T* sent = first ? weight_sent : bias_sent;
+    if (T* to = first ? dweight : dbias) to[i] = sent ? sent[i] + value : value;
+  }
+};
+
 /// partial_weight: [blocks, 2, D].
 template <class S>
 void norm_backward_cuda(const Context& ctx, const NormBackwardRows<S>& f, int64_t blocks,
-                        const Tensor& dweight, const Tensor& dbias) {
+                        const NormSink<Arithmetic<S>>& sink) {
   using T = Arithmetic<S>;
   const int64_t n = f.dy.cols;
-  T* dw = dweight.defined() ? dweight.data<T>() : nullptr;
-  T* db = dbias.defined() ? dbias.data<T>() : nullptr;
   if (blocks > 0) {
     const bool aligned = on_packs(f.x) && on_packs(f.dy) && on_packs(f.dsum) && on_packs(f.dx) &&
                          on_packs(f.dbranch) && aligned_for_vec(f.weight);
@@ -322,7 +334,7 @@ void norm_backward_cuda(const Context& ctx, const NormBackwardRows<S>& f, int64_
     if (!done && f.dx.data) launch(ctx, norm_backward_wide<S>, static_cast<unsigned>(f.dy.rows), 128, 0, f);
     if (!done && f.partial_weight) for_each_index(ctx, blocks * n, NormPartials<S>{f});
   }
-  if (f.partial_weight) sum_rows(ctx, f.partial_weight, 1, blocks, 2 * n, SplitSink<T>{dw, db, n});
+  if (f.partial_weight) sum_rows(ctx, f.partial_weight, 1, blocks, 2 * n, sink);
 }
 #endif
 
