@@ -97,6 +97,21 @@ __device__ __forceinline__ void wgmma_bf16(float (&d)[n / 2], uint64_t left, uin
   if constexpr (n == 64) ET_WGMMA(64, ET_32, 32, 33, 34, 35, 36);
   if constexpr (n == 128) ET_WGMMA(128, ET_64, 64, 65, 66, 67, 68);
 }
+#define ET_WGMMA_TF32(n, list, a0, a1, a2, a3, b, add)                                                       \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #add ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n        \
+               "k8.f32.tf32.tf32 {" list "}, {%" #a0 ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #b ", p, 1, 1;\n}" \
+               : ET_OUT_##n                                                                                  \
+               : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "l"(right), "r"(static_cast<int>(adds)))
+/// d = (adds ? d : 0) + A B in TF32 (what is below its precision is cut off), A [64 × 8] in registers, B [8 ×
+/// n] described by rows of 8 along the depth: 128 bytes of them side by side, swizzled.
+template <int n>
+__device__ __forceinline__ void wgmma_tf32(float (&d)[n / 2], const uint32_t (&x)[4], uint64_t right,
+                                           bool adds) {
+  static_assert(n == 64 || n == 128);
+  if constexpr (n == 64) ET_WGMMA_TF32(64, ET_32, 32, 33, 34, 35, 36, 37);
+  if constexpr (n == 128) ET_WGMMA_TF32(128, ET_64, 64, 65, 66, 67, 68, 69);
+}
+#undef ET_WGMMA_TF32
 #undef ET_D8
 #undef ET_8
 #undef ET_16

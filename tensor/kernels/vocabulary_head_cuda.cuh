@@ -14,6 +14,7 @@
 #include "tensor/kernels/labelled_rows.cuh"
 #include "tensor/kernels/turn.cuh"
 #include "tensor/kernels/vocabulary_head_fused.cuh"
+#include "tensor/kernels/vocabulary_head_wgmma.h"
 
 namespace eigentrace::kernels {
 namespace {
@@ -193,6 +194,8 @@ inline void head_cuda(Context& ctx, const Tensor& x, const Tensor& weight, const
                       Tensor& dbias) {
   if (takes_fused_head(ctx, x, weight, labelled))
     return fused_head(ctx, x, weight, bias, labelled, results, dx, dweight, dbias);
+  if (takes_wgmma_head(ctx, x, weight, labelled))
+    return wgmma_head(ctx, x, weight, bias, labelled, results, dx, dweight, dbias);
   const int64_t V = weight.dim(0), D = weight.dim(1), M = labelled.labels.numel();
   const int64_t ld = std::max<int64_t>((V + 7) / 8 * 8, 8);  // whole 32 bytes, so that rows stay aligned
   const int64_t fitting = head_block_bytes / (ld * static_cast<int64_t>(size_of(x.dtype())));

@@ -170,6 +170,74 @@ TEST_CASE("cuda losses: vocabulary_head at a study's size in TF32 is near float3
   CHECK(difference(again.dw, found.dw) == 0);
 }
 
+TEST_CASE(
+    "cuda losses: vocabulary_head of 128 columns in TF32, any labels and classes in pieces, rows that do not "
+    "count, a bad label, each gradient alone") {
+  if (!gpu_here() || cuda_is_emulated()) return;  // kernels that the emulation has not
+  for (const HeadSizes& s : {HeadSizes{2000, 997, 1001, 128, true, true},
+                             {1300, 301, 5003, 128, false, false},
+                             {5000, 4100, 130, 128, true, false},
+                             {3000, 2100, 1500, 128, false, false}}) {
+    CAPTURE(s.V);
+    Rng rng(3);
+    SomeLabels labels(rng, s.rows, s.labels, s.V);
+    for (size_t i = 0; i + 3 < labels.weights.size(); ++i)
+      labels.weights[i] = i % 7 == 3 ? 0 : i % 5 ? 1 : 0.5f;
+    const Tensor x = normal(rng, {s.rows, s.D}),
+                 w = normal(rng, s.turned ? Shape{s.D, s.V} : Shape{s.V, s.D}), b = normal(rng, {s.V});
+    Context host, device = gpu_context(Precision::tf32);
+    HeadRun exact(host, labels, s, DType::f64, x, w, b), found(device, labels, s, DType::f32, x, w, b),
+        again(device, labels, s, DType::f32, x, w, b);
+    CHECK(difference(found.side.value, exact.side.value) < 1e-4);
+    CHECK(difference(found.dx, exact.dx) < 5e-3);
+    CHECK(difference(found.dw, exact.dw) < 5e-3);
+    if (s.bias) CHECK(difference(found.db, exact.db) < 5e-3);
+    CHECK(difference(again.dx, found.dx) == 0);
+    CHECK(difference(again.dw, found.dw) == 0);
+    const std::vector<int32_t> argmax = found.side.argmax.to_vector<int32_t>(),
+                               best = exact.side.argmax.to_vector<int32_t>();
+    int64_t moved = 0;
+    for (size_t i = 0; i < argmax.size(); ++i) {
+      moved += argmax[i] != best[i];
+      CHECK((argmax[i] == -1) == (labels.weights[i] == 0));
+    }
+    CHECK(moved <= s.labels / 100);  // rounded logits may change places
+    const auto zero_where = [&](const Tensor& dx, int64_t m) {
+      for (const double v : dx.slice(0, m, 1).to_vector<double>()) CHECK(v == 0);
+    };
+    zero_where(found.dx, 3), zero_where(found.dx, labels.size() - 1);
+
+    const Tensor rows = x.clone(device.device(), DType::f32), some = b.clone(device.device(), DType::f32),
+                 kernel = w.clone(device.device(), DType::f32),
+                 weight = s.turned ? kernel.transpose(0, 1) : kernel;
+    const auto run = [&](Side& side, Tensor dx, Tensor dw, Tensor db) {
+      kernels::vocabulary_head(device, rows, weight, s.bias ? some : Tensor(), side.labelled(),
+                               side.results(), dx, dw, db);
+      synchronise(device.device());
+    };
+    Side side(device, labels, DType::f32);
+    const Tensor dx = device.empty({labels.size(), s.D}, DType::f32),
+                 dw = device.empty({s.V, s.D}, DType::f32), db = device.empty({s.V}, DType::f32);
+    run(side, dx, {}, {});
+    CHECK(difference(dx, found.dx) == 0);
+    run(side, {}, dw, {});
+    CHECK(difference(dw, found.dw) == 0);
+    if (s.bias) {
+      run(side, {}, {}, db);
+      CHECK(difference(db, found.db) == 0);
+    }
+    CHECK(side.value.item() == found.side.value.item());
+
+    labels.classes[1] = static_cast<int32_t>(s.V);
+    Side bad(device, labels, DType::f32);
+    run(bad, dx, dw, {});
+    CHECK(std::isnan(bad.value.item()));
+    zero_where(dx, 1);
+    CHECK(difference(dx.slice(0, 2, 5), found.dx.slice(0, 2, 5)) == 0);
+    for (const double v : dw.to_vector<double>()) CHECK(std::isfinite(v));
+  }
+}
+
 TEST_CASE("cuda losses: ties go to the first class, extreme logits stay finite, a bad label gives NaN") {
   if (!gpu_here()) return;
   for (const Precision precision : {Precision::fp32, Precision::tf32}) {
