@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(128, sizeof(S) <= 4 ? 6 : 1)
     const int end = begin + steps < time ? begin + steps : time;
     const ConvLane<width, S> lane(conv, b, c);
     const S *from = lane.x + begin * lane.x_time, *dy = g.dy + b * g.dy_batch + begin * g.dy_time + c;
-    S* dx = g.dx + b * g.dx_batch + (begin - before) * g.dx_time + c;
+    int64_t next_dx = b * g.dx_batch + (begin - before) * g.dx_time + c;
     const int past = g.dx ? end + before : end, last = past < time ? past : time;
     Vec<T, width> x[ring], dz[ring];  // of begin + j at j modulo ring; dz of steps to come: dy
     const auto load = [&]<bool whole>(int j, int t) {
@@ -222,15 +222,15 @@ __global__ void __launch_bounds__(128, sizeof(S) <= 4 ? 6 : 1)
           }
         }
         const int at = t - before;  // dz of at … at + 3 are here
-        S* const to = dx;
-        dx += g.dx_time;
+        const int64_t to = next_dx;
+        next_dx += g.dx_time;
         if (!g.dx || (!whole && (at < begin || at >= end))) continue;
         Vec<T, width> sum;
 #pragma unroll
         for (int k = 0; k < taps; ++k)
 #pragma unroll
           for (int i = 0; i < width; ++i) sum.x[i] += lane.w[k].x[i] * dz[(j - k) & (ring - 1)].x[i];
-        store_as(to, sum);
+        store_as(g.dx + to, sum);
       }
     };
     for (int first = begin; first < past; first += ring)
