@@ -274,6 +274,14 @@ __global__ void __launch_bounds__(HeadStages<mode>::threads, 1)
     return stage;
   };
 
+  // Warpgroups take turns with products, and each does the rest of its work beside the others'.
+  const int group = warp / 4, turn = 1 + group, next = 1 + (group + 1) % Stages::groups;
+  const bool is_last = group + 1 == Stages::groups;
+  if (is_last) named_arrive(next, 256);
+  const auto hand_over = [&](bool again) {  // again: the first one's turn will come
+    if (!is_last || again) named_arrive(next, 256);
+  };
+
   if constexpr (mode == HeadMode::statistics) {
     HeadPart so_far[2][2];  // of even and odd columns: shorter chains
 #pragma unroll
@@ -283,7 +291,9 @@ __global__ void __launch_bounds__(HeadStages<mode>::threads, 1)
     float z[32];
 #pragma unroll 1
     for (int it = 0; it < depth; ++it) {
+      named_sync(turn, 256);
       const HeadRecord::Extra* const extra = extra_of(issue(z));
+      hand_over(it + 1 < depth);
       wgmma_wait<0>();
       wgmma_pin(z);
       if (p.biased || begin + it + 1 == p.stream_tiles) {  // there may be columns that do not exist
@@ -340,12 +350,6 @@ __global__ void __launch_bounds__(HeadStages<mode>::threads, 1)
       if (t == 0) p.parts[static_cast<int64_t>(blockIdx.y) * all_rows + row + 8 * h] = part;
     }
   } else {
-    // The two warpgroups take turns with products, and each makes p beside the other's.
-    const int group = warp / 4, turn = 1 + group, other = 2 - group;
-    if (group == 1) named_arrive(other, 256);
-    const auto hand_over = [&](bool again) {  // again: the other one's turn will come
-      if (group == 0 || again) named_arrive(other, 256);
-    };
     float d[64], z[32], sums[2] = {};
     uint32_t left[8][4];
     const auto map = [&](int stage) {  // z to p
