@@ -97,6 +97,10 @@ template <Precision precision>
 void launch_outputs(const Context& ctx, const SsdPass& s);
 template <Precision precision>
 void launch_gradients(const Context& ctx, const SsdPass& s);
+/// The last two in TF32 by ssd_outputs_wgmma.cu and ssd_gradients_wgmma.cu, where that is possible; else
+/// false.
+bool launch_outputs_wgmma(const Context& ctx, const SsdPass& s);
+bool launch_gradients_wgmma(const Context& ctx, const SsdPass& s);
 
 }  // namespace eigentrace::kernels
 #endif

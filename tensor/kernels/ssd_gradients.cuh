@@ -428,6 +428,7 @@ __global__ void __launch_bounds__(256, 1) ssd_gradients_kernel(const __grid_cons
 template <Precision precision>
 void launch_gradients(const Context& ctx, const SsdPass& s) {
   if (s.Np == 16 || precision == Precision::fp32) return launch_whole_gradients<precision>(ctx, s);
+  if (precision == Precision::tf32 && launch_gradients_wgmma(ctx, s)) return;
   if constexpr (precision != Precision::fp32) {
     const auto grid = static_cast<unsigned>(s.B * s.G * s.chunks);
     const auto start = [&]<int Np, int slice, int stages, bool grouped>() {

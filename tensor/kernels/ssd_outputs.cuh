@@ -156,6 +156,7 @@ __global__ void __launch_bounds__(ssd_threads, Np == 16 ? 3 : 2)
 
 template <Precision precision>
 void launch_outputs(const Context& ctx, const SsdPass& s) {
+  if (precision == Precision::tf32 && launch_outputs_wgmma(ctx, s)) return;
   const dim3 grid(static_cast<unsigned>(s.B * s.H * s.chunks), static_cast<unsigned>(s.Pp / s.slice));
   const auto start = [&]<int Np, int slice>() {
     constexpr int rows = 2 * (Np < 32 ? 32 : Np) + slice + (Np == 64 ? 0 : ssd_chunk),

@@ -126,6 +126,7 @@ TEST_CASE("cuda ssd: every precision keeps its bound, for all widths, lengths, d
                         {1, 63, 1, 2, 16, 128},
                         {1, 100, 1, 1, 128, 128},
                         {1, 300, 1, 1, 128, 128, Decay::per_step, -0.02, true},
+                        {2, 128, 2, 2, 128, 128, Decay::per_head, -0.02},
                         {1, 300, 1, 3, 64, 100, Decay::per_step, -0.3, true},
                         {1, 300, 2, 4, 100, 16, Decay::per_head, -0.1},
                         {2, 130, 1, 2, 5, 64, Decay::per_step, -50, true},
