@@ -9,8 +9,13 @@
 // A warp's rows of a left operand read from S, k, R, dy are placed so that a thread has four columns side by
 // side of each of its steps, read and written 16 bytes at once.
 //
-// Shared memory is full: the second half of R comes where S was, W where its second half was, M where R's
-// first half was. 64 sequences of 512 steps: 151 MB read, 50 written, 48 µs at 4.2 TB/s; tensor cores 22.
+// Shared memory is full: the second half of R waits in registers until S is used up, W comes where S's second
+// half was, M where R's first half was. While a block has all it needs, it asks for what the block after it
+// wants. Sums of E over rows and columns are made of float32 within a warp: its products have 10 bits.
+//
+// MQAR, 64 sequences of 512 steps: 134 MB read, 50 written, 44 µs at 4.2 TB/s; tensor cores 20. Takes 71 µs
+// on an H200 for linear attention, 85 where there are decays (by mma.sync 110, 107): all blocks load at the
+// same time (8 of 21 µs of a block's life), then wait for the chain A, G, W, products, stores.
 #ifdef EIGENTRACE_WITH_CUDA
 #include "tensor/gemm_outer_wgmma.h"
 #include "tensor/kernels/row_scale.cuh"
@@ -32,9 +37,9 @@ constexpr size_t bytes = small_at + sizeof(Small);
 static_assert(sizeof(Sums) <= pairs_bytes);
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-// Named barriers: arrivals of q and k; of v and dy; of S; of R's first half (two); halves are used up; W and
-// M are there; R's second half is there.
-enum Barrier { of_q_k = 1, of_v_dy, of_before, of_after, used_up, last_after, pairs_there, of_flow };
+// Named barriers: the steps' factors are there; q and k; v and dy; S; R's first half; halves are used up; R's
+// second half is there; W and M are there. Those that a warpgroup only arrives at are for products alone.
+enum Barrier { of_steps = 1, of_q_k, of_v_dy, of_before, of_after, used_up, last_after, pairs_there };
 
 #endif
 
@@ -126,6 +131,7 @@ __global__ void __launch_bounds__(threads, 1)
     copy_tiles(s.q, s.v);
     float4 keys{0, 0, 0, 0};  // their sum before the chunk
     if (s.linear && has_before) keys = *reinterpret_cast<const float4*>(before + width * width + column);
+    named_sync(of_steps, threads);
     copy_wait<2>();
     fence_for_async();
     named_arrive(of_q_k, threads);
@@ -134,7 +140,7 @@ __global__ void __launch_bounds__(threads, 1)
     named_arrive(of_v_dy, threads);
     copy_wait<0>();
     fence_for_async();
-    named_sync(of_before, threads);
+    named_sync(of_before, 2 * group_threads);
     float d[2][32] = {};
     if (has_before) {
       start_products<2>(d, {base + before_at, base + before_at + tile_bytes}, base + dy_at);
@@ -182,7 +188,6 @@ __global__ void __launch_bounds__(threads, 1)
         }
     if (s.dq.data) store_fours(d, s.dq);
     if (!factors && !s.dskip) return;
-    named_sync(of_flow, 2 * group_threads);
     const auto to_state = [&](int i) {
       return factors ? sums.to_state[0][i] + sums.to_state[1][i] + sums.to_state[2][i] + sums.to_state[3][i]
                      : 0.0f;
@@ -219,6 +224,7 @@ __global__ void __launch_bounds__(threads, 1)
 #pragma unroll
       for (int i = 0; i < 16; ++i)
         rest[i] = *reinterpret_cast<const float4*>(after + (ssd_chunk + 4 * i + warp) * width + 4 * lane);
+    named_sync(of_steps, threads);
     copy_wait<2>();
     fence_for_async();
     named_arrive(of_q_k, threads);
@@ -227,7 +233,7 @@ __global__ void __launch_bounds__(threads, 1)
     named_arrive(of_v_dy, threads);
     copy_wait<0>();
     fence_for_async();
-    named_sync(of_before, threads);
+    named_sync(of_before, 2 * group_threads);
     if (const int next = static_cast<int>(blockIdx.x) + processors; next < static_cast<int>(gridDim.x)) {
       // What the block after this one wants, to the L2 cache, while memory has nothing else to do.
       const int next_sequence = next % sequences, next_b = next_sequence / s.H, next_h = next_sequence % s.H;
@@ -297,7 +303,6 @@ __global__ void __launch_bounds__(threads, 1)
       share_sums(dots, lane);
       *reinterpret_cast<float2*>(sums.to_state[warp] + 8 * g + 2 * t) = {dots[0], dots[1]};
     }
-    if (factors || s.dskip) named_arrive(of_flow, 2 * group_threads);
     named_sync(pairs_there, threads);
     if (s.linear) {  // Σ_i dη_i q_i
       float tail = 0;
@@ -351,7 +356,7 @@ __global__ void __launch_bounds__(threads, 1)
       if (factors) sum = s.f.sum[at], weight = s.f.weight[at], fade = s.f.fade[at], to_end = s.f.to_end[at];
       f.sum[tid] = sum, f.weight[tid] = weight, f.fade[tid] = fade, f.to_end[tid] = to_end, f.row[tid] = row;
     }
-    named_arrive(of_before, threads);
+    named_sync(of_steps, threads);
     float m[1][32] = {}, w[1][32] = {};  // A, then M; G, then W
     named_sync(of_q_k, threads);
     start_products<1>(m, {base + q_at}, base + k_at);

@@ -21,7 +21,8 @@ struct Steps {
 constexpr size_t bytes = small_at + sizeof(Steps);
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-enum Barrier { of_q_k = 1, of_state_v, k_used_up, pairs_there };
+// Named barriers: state and v are there; k is used up; M is there.
+enum Barrier { of_state_v = 1, k_used_up, pairs_there };
 
 /// d (+)= A B over 8 `steps` of k; load(a, step): fragments of eight k.
 template <int steps, class Load>
@@ -74,21 +75,23 @@ __global__ void __launch_bounds__(threads, 2)
       copy_async_16(to + i * 1024, valid ? x : from, valid);
     }
   };
-  const auto copy_halves = [&]<int rows>(int at, const float* from, int64_t stride, int there) {  // two
-    const int row = 2 * all_warp + lane / 16;
+  const auto copy_halves = [&]<int rows>(int at, const float* from, int64_t stride, int there) {
+    const int row = 2 * warp + lane / 16;  // two rows a warp, by the first warpgroup
     const float* x = from + row * stride + lane % 16 * 4;
     unsigned char* to = shared + at + lane % 16 / 8 * (rows * 128) + row * 128 + ((lane % 8 ^ row % 8) << 4);
 #pragma unroll
-    for (int i = 0; i < rows / 16; ++i, x += 16 * stride) {
-      const bool valid = 16 * i + row < there;
-      copy_async_16(to + i * 2048, valid ? x : from, valid);
+    for (int i = 0; i < rows / 8; ++i, x += 8 * stride) {
+      const bool valid = 8 * i + row < there;
+      copy_async_16(to + i * 1024, valid ? x : from, valid);
     }
   };
   copy_rows(q_at, s.q.row(b, of_group, t0), s.q.time);
   copy_rows(k_at, s.k.row(b, of_group, t0), s.k.time);
   copy_commit();
-  if (c > 0) copy_halves.template operator()<width>(state_at, state + p0, width, width);
-  copy_halves.template operator()<ssd_chunk>(v_at, s.v.row(b, h, t0) + p0, s.v.time, n);
+  if (group == 0) {
+    if (c > 0) copy_halves.template operator()<width>(state_at, state + p0, width, width);
+    copy_halves.template operator()<ssd_chunk>(v_at, s.v.row(b, h, t0) + p0, s.v.time, n);
+  }
   copy_commit();
   if (tid < ssd_chunk) {
     const int64_t at = item * ssd_chunk + tid;
@@ -99,12 +102,11 @@ __global__ void __launch_bounds__(threads, 2)
   }
   copy_wait<1>();
   fence_for_async();
+  __syncthreads();
 
   if (group == 0) {
-    named_arrive(of_q_k, threads);
     copy_wait<0>();
-    fence_for_async();
-    named_sync(of_state_v, threads);
+    named_sync(of_state_v, group_threads);
     // A thread's two columns of each step: 32 bytes of a row for lanes g and g + 4, no bank twice for four
     // rows.
     const int piece = g / 2 % 2 * 4 + warp % 2 * 2 + g / 4, column = warp / 2 * 32 + piece * 4 + g % 2 * 2;
@@ -152,12 +154,8 @@ __global__ void __launch_bounds__(threads, 2)
       }
     }
   } else {
-    named_sync(of_q_k, threads);
     float m[1][32] = {};
     start_products<1>(m, {base + q_at}, base + k_at);
-    copy_wait<0>();
-    fence_for_async();
-    named_arrive(of_state_v, threads);
     const int rows[2] = {16 * warp + g, 16 * warp + g + 8};
     float sums[2] = {}, row_factor[2];
     if (s.linear && c > 0)  // η of the chunks before
@@ -211,7 +209,7 @@ __global__ void __launch_bounds__(threads, 2)
       }
     if (t == 0) factor[rows[0]] = row_factor[0], factor[rows[1]] = row_factor[1];
     fence_for_async();
-    named_arrive(pairs_there, threads);
+    named_sync(pairs_there, threads);
   }
 #endif
 }
