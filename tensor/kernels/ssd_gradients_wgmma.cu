@@ -32,7 +32,6 @@ constexpr int threads = 3 * group_threads;
 [[maybe_unused]] constexpr int last_after_at = before_at, w_at = before_at + tile_bytes,
                                w_turned_at = w_at + pairs_bytes, m_at = after_at,
                                sums_at = after_at + pairs_bytes;
-
 constexpr size_t bytes = small_at + sizeof(Small);
 static_assert(sizeof(Sums) <= pairs_bytes);
 
@@ -40,7 +39,6 @@ static_assert(sizeof(Sums) <= pairs_bytes);
 // Named barriers: the steps' factors are there; q and k; v and dy; S; R's first half; halves are used up; R's
 // second half is there; W and M are there. Those that a warpgroup only arrives at are for products alone.
 enum Barrier { of_steps = 1, of_q_k, of_v_dy, of_before, of_after, used_up, last_after, pairs_there };
-
 #endif
 
 /// Blocks [chunks B H]: early chunks first, since ssd_states_kernel has left them in the cache.

@@ -37,7 +37,8 @@ __device__ __forceinline__ void multiply_turned_half(float (&d)[32], const Load&
     if (i == 0) wgmma_pin(d);
     wgmma_fence();
 #pragma unroll
-    for (int e = 0; e < 4; ++e) wgmma_tf32(d, a[i % 2][e], eight_of(b, 4 * i + e), adds || i > 0 || e > 0);
+    for (int e = 0; e < 4; ++e)
+      wgmma_tf32<64>(d, a[i % 2][e], eight_of(b, 4 * i + e), adds || i > 0 || e > 0);
     wgmma_commit();
     wgmma_wait<1>();
     if (i > 0) wgmma_pin(a[(i + 1) % 2]);

@@ -36,16 +36,11 @@ __device__ __forceinline__ uint64_t eight_of(uint32_t tile, int step) {
   "wgmma.mma_async.sync.aligned.m64n64k8.f32.tf32.tf32 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, " \
   "%11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, "    \
   "%30, %31}, "
-/// d = (adds ? d : 0) + A B, 64 × 64 × 8.
-__device__ __forceinline__ void wgmma_tf32(float (&d)[32], uint64_t a, uint64_t b, bool adds) {
+/// d = (adds ? d : 0) + A B, 64 × 64 × 8, both in shared memory.
+__device__ __forceinline__ void wgmma_tf32_tiles(float (&d)[32], uint64_t a, uint64_t b, bool adds) {
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n" ET_TF32 "%32, %33, p, 1, 1;\n}"
                : ET_D8(0), ET_D8(8), ET_D8(16), ET_D8(24)
                : "l"(a), "l"(b), "r"(static_cast<int>(adds)));
-}
-__device__ __forceinline__ void wgmma_tf32(float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool adds) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n" ET_TF32 "{%32, %33, %34, %35}, %36, p, 1, 1;\n}"
-               : ET_D8(0), ET_D8(8), ET_D8(16), ET_D8(24)
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(adds)));
 }
 #undef ET_D8
 #undef ET_TF32
@@ -59,7 +54,7 @@ __device__ __forceinline__ void start_products(float (&d)[n][32], const uint32_t
 #pragma unroll
   for (int step = 0; step < width / 8; ++step)
 #pragma unroll
-    for (int i = 0; i < n; ++i) wgmma_tf32(d[i], eight_of(a[i], step), eight_of(b, step), step > 0);
+    for (int i = 0; i < n; ++i) wgmma_tf32_tiles(d[i], eight_of(a[i], step), eight_of(b, step), step > 0);
   wgmma_commit();
 }
 template <int n>
@@ -82,7 +77,7 @@ __device__ __forceinline__ void multiply_turned(float (&d)[2][32], const Load& l
     wgmma_fence();
 #pragma unroll
     for (int e = 0; e < 4; ++e)
-      wgmma_tf32(d[e % 2], a[i % 2][e], eight_of(b, first + 2 * i + e / 2), adds || i > 0 || e > 1);
+      wgmma_tf32<64>(d[e % 2], a[i % 2][e], eight_of(b, first + 2 * i + e / 2), adds || i > 0 || e > 1);
     wgmma_commit();
     wgmma_wait<1>();
     if (i > 0) wgmma_pin(a[(i + 1) % 2]);
