@@ -49,6 +49,7 @@ test-emulated: setup ## every CUDA kernel on the CPU (tests/simt), for machines 
 	@$(MAKE) --no-print-directory BUILD=build-emulated CUDA=EMULATE configure
 	@cmake --build build-emulated --target eigentrace_tests
 	@build-emulated/eigentrace_tests -tc="cuda*,train step*,graph*"
+	@EIGENTRACE_EMULATE_WGMMA=1 build-emulated/eigentrace_tests -tc="cuda*,train step*"
 
 sanitize-gpu: configure ## every GPU test under compute-sanitizer's memcheck and racecheck
 	@cmake --build $(BUILD) --target eigentrace_tests

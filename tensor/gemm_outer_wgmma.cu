@@ -14,8 +14,11 @@
 #ifdef EIGENTRACE_WITH_CUDA
 #include "tensor/gemm_outer_wgmma.h"
 
+#include <cstdlib>
+
 #include "tensor/launch.h"
 #include "tensor/mma.h"
+#include "tensor/wgmma.h"
 
 namespace eigentrace {
 namespace {
@@ -25,61 +28,6 @@ constexpr int wgmma_threads = 256, places_of_b = 3, place_bytes = wgmma_columns 
 constexpr int stages_of_a = 3, a_row = wgmma_rows + 8,
               a_stage = outer_depth * a_row;  // rows 32 bytes further apart: no bank twice
 constexpr size_t wgmma_shared_bytes = size_t{places_of_b} * place_bytes + 1024 + stages_of_a * a_stage * 4;
-
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-__device__ __forceinline__ void wgmma(float (&d)[128], const uint32_t (&a)[4], uint64_t b) {
-  asm volatile(
-      "{\n.reg .pred add;\nsetp.eq.u32 add, 0, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n256k8.f32.tf32.tf32 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-      "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-      "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-      "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
-      "{%128, %129, %130, %131}, %132, add, 1, 1;\n}"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
-        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
-        "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]),
-        "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]),
-        "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]),
-        "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]),
-        "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]), "+f"(d[50]),
-        "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), "+f"(d[57]),
-        "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63]), "+f"(d[64]),
-        "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]), "+f"(d[70]), "+f"(d[71]),
-        "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]), "+f"(d[77]), "+f"(d[78]),
-        "+f"(d[79]), "+f"(d[80]), "+f"(d[81]), "+f"(d[82]), "+f"(d[83]), "+f"(d[84]), "+f"(d[85]),
-        "+f"(d[86]), "+f"(d[87]), "+f"(d[88]), "+f"(d[89]), "+f"(d[90]), "+f"(d[91]), "+f"(d[92]),
-        "+f"(d[93]), "+f"(d[94]), "+f"(d[95]), "+f"(d[96]), "+f"(d[97]), "+f"(d[98]), "+f"(d[99]),
-        "+f"(d[100]), "+f"(d[101]), "+f"(d[102]), "+f"(d[103]), "+f"(d[104]), "+f"(d[105]), "+f"(d[106]),
-        "+f"(d[107]), "+f"(d[108]), "+f"(d[109]), "+f"(d[110]), "+f"(d[111]), "+f"(d[112]), "+f"(d[113]),
-        "+f"(d[114]), "+f"(d[115]), "+f"(d[116]), "+f"(d[117]), "+f"(d[118]), "+f"(d[119]), "+f"(d[120]),
-        "+f"(d[121]), "+f"(d[122]), "+f"(d[123]), "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
-__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void wgmma_commit() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-template <int Pending>
-__device__ __forceinline__ void wgmma_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
-}
-/// Nothing moves past this that touches what products in flight read or write.
-__device__ __forceinline__ void pin(float (&d)[128]) {
-#pragma unroll
-  for (float& x : d) asm volatile("" : "+f"(x)::"memory");
-}
-__device__ __forceinline__ void pin(uint32_t (&a)[4][4]) {
-#pragma unroll
-  for (auto& fragment : a)
-#pragma unroll
-    for (uint32_t& x : fragment) asm volatile("" : "+r"(x)::"memory");
-}
-#endif
 
 /// Grid: tiles (columns first), pieces. Tiles all exist, and so do the rows.
 __global__ void __launch_bounds__(wgmma_threads, 1)
@@ -148,10 +96,7 @@ __global__ void __launch_bounds__(wgmma_threads, 1)
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const int n = column + 32 * half + (e ^ order);
-      asm volatile(
-          "st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(place + n * 128 + ((rows ^ (n & 7)) << 4)),
-          "r"(x[e][0]), "r"(x[e][1]), "r"(x[e][2]), "r"(x[e][3])
-          : "memory");
+      store_shared(place + n * 128 + ((rows ^ (n & 7)) << 4), x[e]);
     }
   };
   // Tiles of B in time to the L2 cache; blocks that share them share the work.
@@ -159,12 +104,10 @@ __global__ void __launch_bounds__(wgmma_threads, 1)
   const bool fetches = line % tiles_beside == static_cast<int>(blockIdx.x) / across;
   const float* line_of_b = p.b + (k_begin + line) * p.b_ld + j0 + static_cast<int>(threadIdx.x) % 8 * 32;
   const auto prefetch_b = [&](int it) {
-    if (fetches && it < depth)
-      asm volatile(
-          "prefetch.global.L2 [%0];" ::"l"(line_of_b + static_cast<int64_t>(it) * outer_depth * p.b_ld));
+    if (fetches && it < depth) prefetch_to_l2(line_of_b + static_cast<int64_t>(it) * outer_depth * p.b_ld);
   };
   const auto publish = [] {
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    fence_for_async();
     __syncthreads();
   };
   // Rows of 128 bytes, eight of them 1024 bytes apart, swizzled.
@@ -185,16 +128,16 @@ __global__ void __launch_bounds__(wgmma_threads, 1)
   uint32_t place = places, after = places + place_bytes;
   const uint32_t last = places + (places_of_b - 1) * place_bytes;
   const auto step = [&](int it, uint32_t(&now)[4][4], uint32_t(&next)[4][4]) {
-    pin(d), pin(now);
+    wgmma_pin(d), wgmma_pin(now);
     wgmma_fence();
     const uint64_t b = descriptor(place);
 #pragma unroll
-    for (int s = 0; s < 4; ++s) wgmma(d, now[s], b + 2 * s);
+    for (int s = 0; s < 4; ++s) wgmma_tf32<256>(d, now[s], b + 2 * s, true);
     wgmma_commit();
     prefetch_b(it + ahead_of_b);
     copy_a(it + 3);   // where tile `it` lay
     wgmma_wait<1>();  // the products before these
-    pin(next);
+    wgmma_pin(next);
     if (it + 1 < depth) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
@@ -212,7 +155,7 @@ __global__ void __launch_bounds__(wgmma_threads, 1)
   for (; it + 1 < depth; it += 2) step(it, a[0], a[1]), step(it + 1, a[1], a[0]);
   if (it < depth) step(it, a[0], a[1]);
   wgmma_wait<0>();
-  pin(d), pin(a[0]), pin(a[1]);
+  wgmma_pin(d), wgmma_pin(a[0]), wgmma_pin(a[1]);
 
   const int i = i0 + warp * 16 + 2 * g;  // and i + 1: row g + 8 of the fragments
   if (p.turned) {
@@ -260,7 +203,10 @@ __global__ void __launch_bounds__(wgmma_threads, 1)
 }  // namespace
 
 bool wgmma_exists(const Context& ctx) {
-#if defined(EIGENTRACE_WGMMA) && !defined(EIGENTRACE_EMULATE)
+#if defined(EIGENTRACE_EMULATE)
+  static_cast<void>(ctx);
+  return std::getenv("EIGENTRACE_EMULATE_WGMMA") != nullptr;
+#elif defined(EIGENTRACE_WGMMA)
   // Code for 90a runs where the device is 9.0 alone; elsewhere there is none, or what another architecture
   // left.
   static const bool exists = [&] {

@@ -10,6 +10,10 @@
 
 #include <cstdint>
 
+#ifdef EIGENTRACE_EMULATE
+#include "tests/simt/wgmma.h"
+#endif
+
 namespace eigentrace {
 
 /// A tile of bf16 in shared memory, rows × width, as products and bulk copies want it: rows of at most 128
@@ -50,6 +54,7 @@ __device__ __forceinline__ uint64_t wgmma_rows_of(uint32_t tile, int k, int colu
       static_cast<uint32_t>(k * 16 * Tile::row_bytes + column / 64 * Tile::part_bytes + column % 64 * 2));
 }
 
+#ifndef EIGENTRACE_EMULATE
 #define ET_D8(i)                                                                              \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
@@ -60,10 +65,18 @@ __device__ __forceinline__ uint64_t wgmma_rows_of(uint32_t tile, int k, int colu
   ET_32                                                                                               \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, " \
   "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define ET_128                                                                                        \
+  ET_64                                                                                               \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, " \
+  "%83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, " \
+  "%102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, "  \
+  "%118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define ET_OUT_16 ET_D8(0)
 #define ET_OUT_32 ET_OUT_16, ET_D8(8)
 #define ET_OUT_64 ET_OUT_32, ET_D8(16), ET_D8(24)
 #define ET_OUT_128 ET_OUT_64, ET_D8(32), ET_D8(40), ET_D8(48), ET_D8(56)
+#define ET_OUT_256 \
+  ET_OUT_128, ET_D8(64), ET_D8(72), ET_D8(80), ET_D8(88), ET_D8(96), ET_D8(104), ET_D8(112), ET_D8(120)
 #define ET_WGMMA_A(n, list, a0, a1, a2, a3, b, add, turned)                                           \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #add ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n \
                "k16.f32.bf16.bf16 {" list "}, {%" #a0 ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #b         \
@@ -107,9 +120,20 @@ __device__ __forceinline__ void wgmma_bf16(float (&d)[n / 2], uint64_t left, uin
 template <int n>
 __device__ __forceinline__ void wgmma_tf32(float (&d)[n / 2], const uint32_t (&x)[4], uint64_t right,
                                            bool adds) {
-  static_assert(n == 64 || n == 128);
+  static_assert(n == 64 || n == 128 || n == 256);
   if constexpr (n == 64) ET_WGMMA_TF32(64, ET_32, 32, 33, 34, 35, 36, 37);
   if constexpr (n == 128) ET_WGMMA_TF32(128, ET_64, 64, 65, 66, 67, 68, 69);
+  if constexpr (n == 256) ET_WGMMA_TF32(256, ET_128, 128, 129, 130, 131, 132, 133);
+}
+/// A in shared memory too, described as B is.
+template <int n>
+__device__ __forceinline__ void wgmma_tf32(float (&d)[n / 2], uint64_t left, uint64_t right, bool adds) {
+  static_assert(n == 64);
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k8.f32.tf32.tf32 "
+      "{" ET_32 "}, %32, %33, p, 1, 1;\n}"
+      : ET_OUT_64
+      : "l"(left), "l"(right), "r"(static_cast<int>(adds)));
 }
 #undef ET_WGMMA_TF32
 #undef ET_D8
@@ -117,10 +141,12 @@ __device__ __forceinline__ void wgmma_tf32(float (&d)[n / 2], const uint32_t (&x
 #undef ET_16
 #undef ET_32
 #undef ET_64
+#undef ET_128
 #undef ET_OUT_16
 #undef ET_OUT_32
 #undef ET_OUT_64
 #undef ET_OUT_128
+#undef ET_OUT_256
 #undef ET_WGMMA_A
 #undef ET_WGMMA
 
@@ -209,6 +235,32 @@ __device__ __forceinline__ void stmatrix_x4(uint32_t to, const uint32_t (&x)[4])
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x[0]),
                "r"(x[1]), "r"(x[2]), "r"(x[3])
                : "memory");
+}
+/// 16 bytes to an address in shared memory.
+__device__ __forceinline__ void store_shared(uint32_t to, const uint32_t (&x)[4]) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x[0]), "r"(x[1]), "r"(x[2]),
+               "r"(x[3])
+               : "memory");
+}
+/// Asks for the 128 bytes around x to be brought to the L2 cache.
+__device__ __forceinline__ void prefetch_to_l2(const void* x) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(x));
+}
+/// The same for `bytes`, a multiple of 16 as x is.
+__device__ __forceinline__ void prefetch_bulk(const float* x, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(__cvta_generic_to_global(x)), "r"(bytes)
+               : "memory");
+}
+#endif
+
+/// The block's dynamic shared memory at a multiple of 1024 bytes, where swizzled tiles may begin.
+__device__ __forceinline__ unsigned char* tiles_shared() {
+#ifdef EIGENTRACE_EMULATE
+  return simt::current.dynamic_shared;
+#else
+  extern __shared__ __align__(1024) unsigned char tiles_shared_memory[];
+  return tiles_shared_memory;
+#endif
 }
 #endif
 

@@ -211,6 +211,7 @@ __global__ void __launch_bounds__(AttentionWgmmaBlock<N, P>::threads, 1)
     for (int i = 0, m = 0; run.count > 0; ++i) {
       if constexpr (Block::stays) {
         bulk_wait(raw_arrival, i % 2);
+        if (i > 0) named_sync(own_barrier, 128);  // no warp multiplies by the last run's k any more
         for (int e = static_cast<int>(threadIdx.x); e < rows * N / 4; e += 128) {
           const int row = e / (N / 4), column = e % (N / 4) * 4;
           const float4 f = *reinterpret_cast<const float4*>(raw + Block::template raw<N>(row, column));

@@ -23,9 +23,10 @@
 //   CIFAR  mamba2, N = 64 shared by 4 heads:  223 + 341, 223 + 577 MB = 325 µs;  4.6 + 9.3 GFMA = 116 µs
 //   IMDB   24 sequences, T 4096, N 16, P 32:  22 + 41, 22 + 69 MB, in the L2 cache
 // Measured on an H200 in TF32, µs (states, outputs, states of the gradient, gradients):
-//   MQAR   24 + 52 + 24 + 103, linear 21 + 58 + 24 + 112; by wgmma 22 + 39 + 24 + 85, linear 21 + 44 + 24 +
-//   71 CIFAR  42 + 71 + 42 + 144, linear 35 + 75 + 40 + 163, mamba2 70 + 128 + 69 + 357 IMDB   17 + 18 + 17 +
-//   39, mamba2 31 + 37 + 30 + 91
+//   MQAR   24 + 52 + 24 + 103, linear 21 + 58 + 24 + 112;
+//          by wgmma 22 + 39 + 24 + 85, linear 21 + 44 + 24 + 71
+//   CIFAR  42 + 71 + 42 + 144, linear 35 + 75 + 40 + 163, mamba2 70 + 128 + 69 + 357
+//   IMDB   17 + 18 + 17 + 39, mamba2 31 + 37 + 30 + 91
 // What is left above the bytes is instructions: in the gradients of CIFAR's mamba2 30,000 a head and chunk,
 // for 2,200 products of 16×8×8, issued by two warps a scheduler at a third of the rate (fixed latencies and
 // loads from shared memory), and waits at barriers for the six warps that hold pairs.

@@ -46,8 +46,7 @@ __global__ void __launch_bounds__(threads, 1)
     ssd_gradients_wgmma_kernel([[maybe_unused]] const __grid_constant__ SsdPass s,
                                [[maybe_unused]] int processors) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  extern __shared__ __align__(1024) unsigned char ssd_gradients_shared[];
-  unsigned char* const shared = ssd_gradients_shared;
+  unsigned char* const shared = tiles_shared();
   const auto base = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   Small& f = *reinterpret_cast<Small*>(shared + small_at);
   Sums& sums = *reinterpret_cast<Sums*>(shared + sums_at);

@@ -52,8 +52,7 @@ __device__ __forceinline__ void multiply_turned_half(float (&d)[32], const Load&
 __global__ void __launch_bounds__(threads, 2)
     ssd_outputs_wgmma_kernel([[maybe_unused]] const __grid_constant__ SsdPass s) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  extern __shared__ __align__(1024) unsigned char ssd_outputs_shared[];
-  unsigned char* const shared = ssd_outputs_shared;
+  unsigned char* const shared = tiles_shared();
   const auto base = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   Steps& f = *reinterpret_cast<Steps*>(shared + small_at);
   float* const factor = reinterpret_cast<float*>(shared + factor_at);

@@ -29,22 +29,6 @@ __device__ __forceinline__ uint64_t eight_of(uint32_t tile, int step) {
   const uint32_t address = tile + static_cast<uint32_t>(step / 4 * part_bytes + step % 4 * 32);
   return uint64_t{1} << 16 | uint64_t{64} << 32 | uint64_t{1} << 62 | static_cast<uint64_t>(address >> 4);
 }
-#define ET_D8(i)                                                                              \
-  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
-      "+f"(d[i + 6]), "+f"(d[i + 7])
-#define ET_TF32                                                                                        \
-  "wgmma.mma_async.sync.aligned.m64n64k8.f32.tf32.tf32 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, " \
-  "%11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, "    \
-  "%30, %31}, "
-/// d = (adds ? d : 0) + A B, 64 × 64 × 8, both in shared memory.
-__device__ __forceinline__ void wgmma_tf32_tiles(float (&d)[32], uint64_t a, uint64_t b, bool adds) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n" ET_TF32 "%32, %33, p, 1, 1;\n}"
-               : ET_D8(0), ET_D8(8), ET_D8(16), ET_D8(24)
-               : "l"(a), "l"(b), "r"(static_cast<int>(adds)));
-}
-#undef ET_D8
-#undef ET_TF32
-
 /// d[i] = A_i Bᵀ over 128 columns of tiles of 64 rows.
 template <int n>
 __device__ __forceinline__ void start_products(float (&d)[n][32], const uint32_t (&a)[n], uint32_t b) {
@@ -54,7 +38,7 @@ __device__ __forceinline__ void start_products(float (&d)[n][32], const uint32_t
 #pragma unroll
   for (int step = 0; step < width / 8; ++step)
 #pragma unroll
-    for (int i = 0; i < n; ++i) wgmma_tf32_tiles(d[i], eight_of(a[i], step), eight_of(b, step), step > 0);
+    for (int i = 0; i < n; ++i) wgmma_tf32<64>(d[i], eight_of(a[i], step), eight_of(b, step), step > 0);
   wgmma_commit();
 }
 template <int n>
@@ -96,11 +80,6 @@ __device__ __forceinline__ void share_sums(T (&x)[16], int lane) {
     x[i] = kept + __shfl_xor_sync(0xFFFFFFFFu, sent, 2 * half);
   }
   if constexpr (half > 2) share_sums<T, half / 2>(x, lane);
-}
-/// Asks for `bytes`, a multiple of 16 as x is, to be brought to the L2 cache.
-__device__ __forceinline__ void prefetch_bulk(const float* x, int bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(__cvta_generic_to_global(x)), "r"(bytes)
-               : "memory");
 }
 __device__ __forceinline__ float4 four_at(const unsigned char* p) {
   return *reinterpret_cast<const float4*>(p);

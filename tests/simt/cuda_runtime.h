@@ -19,6 +19,7 @@
 #define __grid_constant__
 #define __align__(n) alignas(n)
 #define __shared__ static thread_local
+#define __CUDA_ARCH_FEAT_SM90_ALL  // tests/simt/wgmma.h
 #define __constant__ static
 #define threadIdx (::simt::current.thread_index)
 #define blockIdx (::simt::current.block_index)
@@ -172,7 +173,10 @@ inline unsigned atomicInc(unsigned* p, unsigned most) {
                                       __ATOMIC_SEQ_CST)) {}
   return old;
 }
-inline size_t __cvta_generic_to_shared(const void* p) { return reinterpret_cast<size_t>(p); }
+/// Dynamic shared memory alone: offsets from its beginning.
+inline size_t __cvta_generic_to_shared(const void* p) {
+  return static_cast<size_t>(static_cast<const unsigned char*>(p) - simt::current.dynamic_shared);
+}
 using std::max;
 using std::min;
 

@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <numeric>
 #include <vector>
 
 #include "tests/simt/async_copy.h"
 #include "tests/simt/simt.h"
+#include "tests/simt/wgmma.h"
 
 #ifndef __x86_64__
 #error "the emulator switches stacks in x86-64 code"
@@ -49,7 +51,7 @@ constexpr size_t stack_bytes = 64 << 10;
 constexpr unsigned most_threads = 1024;
 uint64_t seed = 1;
 
-enum class State : unsigned char { ready, at_block_barrier, at_warp_barrier, done };
+enum class State : unsigned char { ready, at_block_barrier, at_warp_barrier, at_named, at_count, done };
 
 /// One cp.async that has not taken effect; group: how many its thread had committed before.
 struct AsyncCopy {
@@ -62,9 +64,30 @@ struct AsyncCopy {
   }
 };
 
+/// Copies that land together, and what a barrier counts then: an arrival or bytes.
+struct Landing {
+  std::vector<AsyncCopy> copies;
+  uint32_t barrier;
+  int arrivals;
+  int64_t bytes;
+};
+/// A barrier in shared memory: its phase ends when nobody and nothing is missing.
+struct Count {
+  int arrivals = 0, missing = 0;
+  int64_t bytes = 0;
+  uint64_t phase = 0;
+};
+struct Named {
+  int arrived = 0;
+  uint64_t phase = 0;
+};
+
 struct Fiber {
   std::vector<AsyncCopy> copies;
   size_t committed = 0;
+  std::vector<std::vector<Product>> products{1};  // the last group is not committed
+  uint64_t phase = 0;                             // that it waits for the end of
+  uint32_t barrier = 0;
   void* stack_pointer = nullptr;
   State state = State::done;
   unsigned mask = 0;
@@ -75,11 +98,14 @@ struct Fiber {
 struct Block {
   std::vector<Fiber> fibers{most_threads};
   std::vector<unsigned char> slots = std::vector<unsigned char>(most_threads * 128);
-  std::vector<uint64_t> dynamic_shared = std::vector<uint64_t>((228 << 10) / 8 + 2);
+  std::vector<uint64_t> dynamic_shared = std::vector<uint64_t>((229 << 10) / 8);
   unsigned char* stacks = nullptr;
   const std::function<void()>* body = nullptr;
   unsigned threads = 0, alive = 0, waiting = 0, running = 0;
   int counted = 0, last_count = 0;
+  std::vector<Landing> landings;
+  std::map<uint32_t, Count> counts;
+  Named named[16];
   void* scheduler = nullptr;
   uint64_t random = 0;
 
@@ -120,19 +146,39 @@ struct Block {
       if (fiber.state == State::at_warp_barrier && fiber.mask == mask) fiber.state = State::ready;
     }
   }
+  void count(uint32_t barrier, int arrivals, int64_t bytes) {
+    Count& c = counts.at(barrier);
+    c.missing -= arrivals, c.bytes -= bytes;
+    if (c.missing < 0) abort_with("more arrivals than a barrier counts");
+    if (c.missing > 0 || c.bytes != 0) return;
+    ++c.phase, c.missing = c.arrivals;
+  }
+  void land(size_t i) {
+    const Landing landing = landings[i];
+    landings.erase(landings.begin() + static_cast<ptrdiff_t>(i));
+    for (const AsyncCopy& copy : landing.copies) copy.land();
+    count(landing.barrier, landing.arrivals, landing.bytes);
+  }
+  bool may_go_on(const Fiber& fiber) const {
+    if (fiber.state == State::at_named) return named[fiber.barrier].phase != fiber.phase;
+    return fiber.state == State::at_count && counts.at(fiber.barrier).phase % 2 != fiber.phase;
+  }
+  [[noreturn]] static void abort_with(const char* what) {
+    std::fprintf(stderr, "simt: %s\n", what);
+    std::abort();
+  }
   void yield() {
     Fiber& me = fibers[running];
     if (me.state == State::ready) return;
     simt_switch(&me.stack_pointer, scheduler);
   }
   [[noreturn]] void deadlock() const {
-    unsigned at_block = 0, at_warp = 0;
-    for (unsigned i = 0; i < threads; ++i) {
-      at_block += fibers[i].state == State::at_block_barrier;
-      at_warp += fibers[i].state == State::at_warp_barrier;
-    }
-    std::fprintf(stderr, "simt: deadlock: of %u live threads %u wait for the block, %u for their warp\n",
-                 alive, at_block, at_warp);
+    unsigned at[8] = {};
+    for (unsigned i = 0; i < threads; ++i) ++at[static_cast<unsigned>(fibers[i].state)];
+    std::fprintf(stderr,
+                 "simt: deadlock: of %u live threads %u wait for the block, %u for their warp, %u at named "
+                 "barriers, %u at counting ones\n",
+                 alive, at[1], at[2], at[3], at[4]);
     std::abort();
   }
   void run();
@@ -164,15 +210,21 @@ void Block::run() {
     fiber.stack_pointer = top;
     fiber.state = State::ready;
     fiber.copies.clear(), fiber.committed = 0;
+    fiber.products.assign(1, {});
   }
   alive = threads, waiting = 0, counted = 0;
+  landings.clear(), counts.clear();
+  std::fill(std::begin(named), std::end(named), Named{});
   std::vector<unsigned> order(threads);
   std::iota(order.begin(), order.end(), 0u);
   while (alive > 0) {
     for (unsigned i = threads; i > 1; --i) std::swap(order[i - 1], order[next_random() % i]);
     bool progress = false;
+    for (size_t i = landings.size(); i-- > 0;)
+      if (next_random() % 4 == 0) land(i), progress = true;
     for (const unsigned i : order) {
       Fiber& fiber = fibers[i];
+      if (may_go_on(fiber)) fiber.state = State::ready;
       if (fiber.state != State::ready) continue;
       progress = true;
       running = i;
@@ -188,7 +240,7 @@ void Block::run() {
         }
       }
     }
-    if (!progress) deadlock();
+    if (!progress && landings.empty()) deadlock();
   }
 }
 
@@ -213,13 +265,13 @@ void launch(dim3 grid, dim3 block, size_t dynamic_shared, const std::function<vo
     host.body = &body;
     host.threads = threads;
     host.random = launch_seed * 0x100000001B3ull + static_cast<uint64_t>(at);
-    std::memset(host.dynamic_shared.data(), 0xFF, dynamic_shared);
+    std::memset(host.dynamic_shared.data(), 0xFF, dynamic_shared + 1024);
     ThreadState state;
     state.block_dim = block, state.grid_dim = grid;
     state.block_index = {static_cast<unsigned>(at % grid.x), static_cast<unsigned>(at / grid.x % grid.y),
                          static_cast<unsigned>(at / grid.x / grid.y)};
     state.dynamic_shared = reinterpret_cast<unsigned char*>(
-        (reinterpret_cast<uintptr_t>(host.dynamic_shared.data()) + 15) / 16 * 16);
+        (reinterpret_cast<uintptr_t>(host.dynamic_shared.data()) + 1023) / 1024 * 1024);
     for (unsigned i = 0; i < threads; ++i) {
       state.linear = i;
       state.thread_index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
@@ -276,6 +328,61 @@ void copy_wait(size_t pending) {
     if (due) copy.land();
     return due;
   });
+}
+
+void named_barrier(int id, int count, bool waits) {
+  Block& block = this_block();
+  if (id < 0 || id > 15 || count % 32 != 0) Block::abort_with("impossible named barrier");
+  Named& barrier = block.named[id];
+  Fiber& me = block.fibers[block.running];
+  me.barrier = static_cast<uint32_t>(id), me.phase = barrier.phase;
+  if (++barrier.arrived == count)
+    barrier.arrived = 0, ++barrier.phase;
+  else if (waits)
+    me.state = State::at_named;
+  block.yield();
+}
+void count_init(uint32_t barrier, int arrivals) { this_block().counts[barrier] = {arrivals, arrivals, 0, 0}; }
+void count_arrive(uint32_t barrier, int64_t bytes) { this_block().count(barrier, 1, -bytes); }
+void count_arrive_after_copies(uint32_t barrier) {
+  Block& block = this_block();
+  Fiber& me = block.fibers[block.running];
+  block.landings.push_back({std::move(me.copies), barrier, 1, 0});
+  me.copies.clear();
+}
+void count_wait(uint32_t barrier, int parity) {
+  Block& block = this_block();
+  Fiber& me = block.fibers[block.running];
+  me.barrier = barrier, me.phase = static_cast<uint64_t>(parity);
+  me.state = State::at_count;
+  if (block.may_go_on(me)) me.state = State::ready;
+  block.yield();
+}
+void bulk_copy(uint32_t to, const void* from, int bytes, uint32_t barrier) {
+  Block& block = this_block();
+  if (to % 16 || bytes % 16 || reinterpret_cast<uintptr_t>(from) % 16)
+    Block::abort_with("a bulk copy that is not whole 16 bytes");
+  const auto size = static_cast<size_t>(bytes);
+  block.landings.push_back({{{current.dynamic_shared + to, from, size, size, 0}}, barrier, 0, bytes});
+  count_arrive(barrier, bytes);
+}
+
+void product(const Product& p) {
+  Block& block = this_block();
+  block.fibers[block.running].products.back().push_back(p);
+}
+void product_commit() {
+  Block& block = this_block();
+  block.fibers[block.running].products.emplace_back();
+}
+void product_wait(int pending) {
+  Block& block = this_block();
+  auto& groups = block.fibers[block.running].products;
+  while (groups.size() > static_cast<size_t>(pending) + 1) {
+    for (const Product& p : groups.front()) run_product(p);
+    groups.erase(groups.begin());
+  }
+  warp_barrier(0xFFFFFFFFu);
 }
 
 unsigned char* lane_slot(unsigned lane) {
