@@ -182,9 +182,9 @@ struct HeadStages {
   static constexpr bool statistics = mode == HeadMode::statistics;
   static constexpr int groups = statistics ? 3 : 2, threads = 128 * (groups + 1),  // and one that fetches
       registers = statistics ? 160 : 240;
-  static constexpr int from = statistics ? HeadRecord::rows : 0, bytes = HeadRecord::bytes - from,
-                       count = statistics ? 6 : 3, rows = HeadRecord::rows - from,
-                       extra = HeadRecord::extra - from, barriers = count * bytes,
+  static constexpr int from = statistics ? HeadRecord::rows : 0, bytes = HeadRecord::extra - from,
+                       count = statistics ? 6 : 3, rows = HeadRecord::rows - from, extras = count * bytes,
+                       barriers = extras + (statistics ? 0 : 4 * groups * int{sizeof(HeadRecord::Extra)}),
                        shared_bytes = barriers + 16 * count + 1024;
 };
 
@@ -258,8 +258,10 @@ __global__ void __launch_bounds__(HeadStages<mode>::threads, 1)
     if (lane == 0) bulk_arrive(empty(freed));
     freed = freed + 1 == Stages::count ? 0 : freed + 1;
   };
-  const auto extra_of = [&](int stage) {
-    return reinterpret_cast<const HeadRecord::Extra*>(shared + stage * Stages::bytes + Stages::extra);
+  // What goes with a tile's rows.
+  const auto extra_of = [&](int it) {
+    return reinterpret_cast<const HeadRecord::Extra*>(
+        p.stream + static_cast<int64_t>(begin + it) * HeadRecord::bytes + HeadRecord::extra);
   };
   // z of the next tile; its stage.
   const auto issue = [&](float(&z)[32]) {
@@ -292,19 +294,19 @@ __global__ void __launch_bounds__(HeadStages<mode>::threads, 1)
 #pragma unroll 1
     for (int it = 0; it < depth; ++it) {
       named_sync(turn, 256);
-      const HeadRecord::Extra* const extra = extra_of(issue(z));
+      issue(z);
       hand_over(it + 1 < depth);
       wgmma_wait<0>();
       wgmma_pin(z);
+      release();
       if (p.biased || begin + it + 1 == p.stream_tiles) {  // there may be columns that do not exist
 #pragma unroll
         for (int c = 0; c < 8; ++c) {
-          const float2 bias = *reinterpret_cast<const float2*>(extra->first + 8 * c + 2 * t);
+          const float2 bias = __ldg(reinterpret_cast<const float2*>(extra_of(it)->first + 8 * c + 2 * t));
 #pragma unroll
           for (int h = 0; h < 2; ++h) z[4 * c + 2 * h] += bias.x, z[4 * c + 2 * h + 1] += bias.y;
         }
       }
-      release();
       const auto here = [](int place) { return static_cast<unsigned>(place) < unsigned{head_tile}; };
       if (__any_sync(0xFFFFFFFFu, here(label[0]) || here(label[1]))) {
 #pragma unroll
@@ -352,8 +354,32 @@ __global__ void __launch_bounds__(HeadStages<mode>::threads, 1)
   } else {
     float d[64], z[32], sums[2] = {};
     uint32_t left[8][4];
-    const auto map = [&](int stage) {  // z to p
-      const HeadRecord::Extra* const extra = extra_of(stage);
+    // Every warp has its own copy of what goes with the rows of a tile, fetched a tile ahead: racecheck does
+    // not know that bulk copies are waited for (tests/README.md), so threads read nothing of theirs.
+    auto* const extra =
+        reinterpret_cast<HeadRecord::Extra*>(shared + Stages::extras) + (warp % (4 * Stages::groups));
+    float2 coming{}, coming_c{};
+    int2 coming_label{};
+    const auto ask = [&](int it) {
+      if (it >= depth) return;
+      const HeadRecord::Extra* const from = extra_of(it);
+      coming = __ldg(reinterpret_cast<const float2*>(from->first + 2 * lane));
+      if constexpr (mode != HeadMode::of_x)
+        coming_label = __ldg(reinterpret_cast<const int2*>(from->label + 2 * lane));
+      if constexpr (mode == HeadMode::of_weight_and_bias)
+        coming_c = __ldg(reinterpret_cast<const float2*>(from->c + 2 * lane));
+    };
+    const auto keep = [&] {
+      __syncwarp();  // the tile before has been read
+      *reinterpret_cast<float2*>(extra->first + 2 * lane) = coming;
+      if constexpr (mode != HeadMode::of_x) *reinterpret_cast<int2*>(extra->label + 2 * lane) = coming_label;
+      if constexpr (mode == HeadMode::of_weight_and_bias)
+        *reinterpret_cast<float2*>(extra->c + 2 * lane) = coming_c;
+      __syncwarp();
+    };
+    const auto map = [&](int it) {  // z of tile `it` to p
+      keep();
+      ask(it + 1);
 #pragma unroll
       for (int c = 0; c < 8; ++c) {
         [[maybe_unused]] float2 factor{};
@@ -392,6 +418,7 @@ __global__ void __launch_bounds__(HeadStages<mode>::threads, 1)
         wgmma_tf32<128>(d, left[c], right + c / 4 * 1024 + c % 4 * 2, adds || c > 0);
       wgmma_commit();
     };
+    ask(0);
     named_sync(turn, 256);
     int stage = issue(z);
     hand_over(depth > 1);
@@ -399,7 +426,7 @@ __global__ void __launch_bounds__(HeadStages<mode>::threads, 1)
     wgmma_pin(z);
 #pragma unroll 1
     for (int it = 0; it + 1 < depth; ++it) {
-      map(stage);
+      map(it);
       named_sync(turn, 256);
       multiply(stage, it > 0);
       stage = issue(z);
@@ -410,7 +437,7 @@ __global__ void __launch_bounds__(HeadStages<mode>::threads, 1)
       wgmma_wait<0>();
       wgmma_pin(z);
     }
-    map(stage);
+    map(depth - 1);
     multiply(stage, depth > 1);
     wgmma_wait<0>();
     wgmma_pin(left), wgmma_pin(d);
