@@ -36,9 +36,10 @@ constexpr size_t bytes = small_at + sizeof(Small);
 static_assert(sizeof(Sums) <= pairs_bytes);
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-// Named barriers: the steps' factors are there; q and k; v and dy; S; R's first half; halves are used up; R's
-// second half is there; W and M are there. Those that a warpgroup only arrives at are for products alone.
-enum Barrier { of_steps = 1, of_q_k, of_v_dy, of_before, of_after, used_up, last_after, pairs_there };
+// Named barriers: W and M are there; the steps' factors are; q and k; v and dy; S; R's first half; halves are
+// used up; R's second half is there. Those that a warpgroup only arrives at are for products alone. The first
+// is the block's own: as barrier 8, straight behind another of all threads, racecheck did not count it.
+enum Barrier { pairs_there, of_steps, of_q_k, of_v_dy, of_before, of_after, used_up, last_after };
 #endif
 
 /// Blocks [chunks B H]: early chunks first, since ssd_states_kernel has left them in the cache.
