@@ -1,5 +1,6 @@
 #pragma once
-// The vocabulary head's training step in TF32 where the device has wgmma: vocabulary_head_wgmma.cu.
+// The vocabulary head's training step in TF32 (for bf16 too) where the device has wgmma:
+// vocabulary_head_wgmma.cu.
 #ifdef EIGENTRACE_WITH_CUDA
 #include "tensor/context.h"
 #include "tensor/kernels.h"
