@@ -38,6 +38,7 @@ namespace eigentrace {
   X(reverse_time, "y_t = x_{T−1−t}")                                      \
   /* ops_attention.h */                                                   \
   X(softmax_attention, "y_i = Σ_{j≤i} softmax_j(s q_i·k_j) v_j")          \
+  X(attended_rows, "softmax_attention's y at labelled rows")              \
   X(ssd, "S_i = a_i S_{i−1} + w_i k_i v_iᵀ, y_i = q_i S_i")               \
   X(attention_normaliser, "log η_i = log(q_i · Σ_{j≤i} k_j)")             \
   X(divide_by_eta, "y_i exp(−log η_i)")                                   \

@@ -1,5 +1,6 @@
 #include "autograd/op_cases.h"
 #include "autograd/ops_attention.h"
+#include "autograd/ops_loss.h"
 #include "autograd/ops_pointwise.h"
 #include "autograd/ops_shape.h"
 
@@ -20,6 +21,36 @@ OpCase softmax_case(const char* what, double dropout) {
                                                                 reshape(parts[1], {B, T, H, N}),
                                                                 reshape(parts[2], {B, T, H, P}), 0.4, dropout)
                                                   .y};
+                              },
+                              {normal_tensor(rng, {B, T, H * (2 * N + P)}, device)},
+                              {"qkv"}};
+          },
+          1e-6, 1e-4};
+}
+
+/// A few rows of each sequence, in one none, then padding; y at these rows, and with `whole` y beside them.
+OpCase rows_case(const char* what, double dropout, bool whole) {
+  return {std::string("attended_rows: ") + what, Op::attended_rows,
+          [=](uint64_t seed, Device device) {
+            Rng rng(seed);
+            const int64_t B = 3, T = odd_size(rng), H = odd_size(rng, 2), N = odd_size(rng, 7),
+                          P = odd_size(rng, 7);
+            std::vector<int32_t> rows, classes;
+            std::vector<float> weights;
+            for (int64_t r = 0; r < B * T; ++r)
+              if (r / T != 1 && (r == 0 || rng.below(3) == 0)) rows.push_back(static_cast<int32_t>(r));
+            weights.assign(rows.size(), 1), rows.insert(rows.end(), 2, 0), weights.resize(rows.size());
+            classes.resize(rows.size());
+            const auto M = static_cast<int64_t>(rows.size());
+            const Labels labels{Tensor::from(rows, {M}, device), Tensor::from(classes, {M}, device),
+                                Tensor::from(weights, {M}, device),
+                                Tensor::from(std::vector<double>{1}, {1}, device)};
+            return OpInstance{[=](Tape&, const Values& x) {
+                                const Values parts = split(x[0], {H * N, H * N, H * P});
+                                const Attended out = softmax_attention(
+                                    reshape(parts[0], {B, T, H, N}), reshape(parts[1], {B, T, H, N}),
+                                    reshape(parts[2], {B, T, H, P}), 0.4, dropout, &labels);
+                                return whole ? Values{out.rows, out.y} : Values{out.rows};
                               },
                               {normal_tensor(rng, {B, T, H * (2 * N + P)}, device)},
                               {"qkv"}};
@@ -197,6 +228,8 @@ OpCase norm_attention_case(const char* what, NormFunction f, bool with_offset) {
 std::vector<OpCase> op_cases_attention() {
   return {softmax_case("without dropout", 0),
           softmax_case("with dropout", 0.3),
+          rows_case("none in one sequence", 0, false),
+          rows_case("with dropout, and all rows beside them", 0.3, true),
           ssd_case("no decay, no weight", 1, 1, Decay::none, false),
           ssd_case("heads share q and k, decay and weight per step", 1, 3, Decay::per_step, true),
           ssd_case("two groups, decay per head", 2, 4, Decay::per_head, false),

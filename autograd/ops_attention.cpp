@@ -1,5 +1,6 @@
 #include "autograd/ops_attention.h"
 
+#include "autograd/ops_loss.h"
 #include "autograd/ops_pointwise.h"
 #include "autograd/ops_shape.h"
 #include "tensor/error.h"
@@ -8,7 +9,8 @@
 
 namespace eigentrace {
 
-Attended softmax_attention(const Var& q, const Var& k, const Var& v, double scale, double dropout) {
+Attended softmax_attention(const Var& q, const Var& k, const Var& v, double scale, double dropout,
+                           const Labels* labels) {
   if (q.rank() != 4 || v.rank() != 4)
     fail("softmax_attention: q [B, T, H, N] and v [B, T, H, P] expected, found " + to_string(q.value()) +
          ", " + to_string(v.value()));
@@ -24,7 +26,17 @@ Attended softmax_attention(const Var& q, const Var& k, const Var& v, double scal
                                         dropout, op, dq, dk, dv);
     b.commit(q.ref(), dq), b.commit(k.ref(), dk), b.commit(v.ref(), dv);
   });
-  return {result, lse};
+  if (!labels) return {result, lse};
+  Tensor rows = ctx.empty({1, labels->labels.numel(), v.dim(2), v.dim(3)}, v.dtype());
+  const Tensor spans = kernels::attended_rows(ctx, q.value(), v.value(), y, scale, dropout,
+                                              rows_of_labels(*labels), tape.recording(), rows);
+  const auto backward = [=, labels = *labels](Backward& b) {
+    Tensor dq = b.destination(q.ref()), dk = b.destination(k.ref()), dv = b.destination(v.ref());
+    kernels::attended_rows_backward(b.ctx(), q.value(), k.value(), v.value(), y, lse, spans, b.dy(),
+                                    rows_of_labels(labels), scale, dropout, op, dq, dk, dv);
+    b.commit(q.ref(), dq), b.commit(k.ref(), dk), b.commit(v.ref(), dv);
+  };
+  return {result, lse, tape.record(Op::attended_rows, rows, {q, k, v}, backward)};
 }
 
 namespace {

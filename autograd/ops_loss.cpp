@@ -1,13 +1,10 @@
 #include "autograd/ops_loss.h"
 
 #include "tensor/error.h"
-#include "tensor/kernels.h"
 #include "tensor/labelled_rows.h"
 
 namespace eigentrace {
 namespace {
-
-kernels::LabelledRows rows_of_labels(const Labels& l) { return {l.rows, l.labels, l.weights, l.count}; }
 
 struct Results {
   Tensor value, correct, loss_sum, argmax;

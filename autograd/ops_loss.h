@@ -1,6 +1,7 @@
 #pragma once
 // Losses over a list of labelled rows.
 #include "autograd/tape.h"
+#include "tensor/kernels.h"
 
 namespace eigentrace {
 
@@ -11,6 +12,11 @@ struct Labels {
   Tensor weights;  ///< f32 [M], 1 or 0
   Tensor count;    ///< f64 [1], what the sum of losses is divided by
 };
+
+/// As kernels see them.
+inline kernels::LabelledRows rows_of_labels(const Labels& l) {
+  return {l.rows, l.labels, l.weights, l.count};
+}
 
 struct Loss {
   Var value;        ///< [] mean cross-entropy, in the element type of the logits

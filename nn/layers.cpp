@@ -11,7 +11,8 @@
 namespace eigentrace {
 
 Var Forward::wanted_rows(int layer, const Var& x) const {
-  return only && layer == last ? labelled_rows(x, *only) : x;
+  const Labels* const rows = wanted(layer);
+  return rows ? labelled_rows(x, *rows) : x;
 }
 
 Linear::Linear(ParameterList& list, const std::string& name, int64_t in, int64_t out, bool with_bias) {

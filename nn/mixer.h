@@ -29,6 +29,7 @@ struct Mixed {
   Var y;            ///< the recurrence's output, as the family shapes it: [B,T,H,P] or [B,T,D]
   Tensor log_eta;   ///< [B,T,H], log of the normaliser; undefined where the family has none
   Var activated{};  ///< of mix_activated, where the family makes it in the same pass
+  Var rows{};       ///< of mix_for_rows, y at those rows, where the family makes them
 };
 
 /// What a block applies to its mixer's output: dropout(f(y)).
@@ -63,6 +64,10 @@ class Mixer {
   virtual Mixed mix(Forward& forward, const Terms& terms) const = 0;
   /// The same, for a block that goes on with dropout(f(finish(y))) alone.
   virtual Mixed mix_activated(Forward& forward, const Terms& terms, const Activation&) const {
+    return mix(forward, terms);
+  }
+  /// The same, where labelled rows of y alone are gone on with.
+  virtual Mixed mix_for_rows(Forward& forward, const Terms& terms, const Labels&) const {
     return mix(forward, terms);
   }
   /// All that comes after it: [B,T,D]. y may be some rows of the recurrence's only, as one sequence, if the

@@ -93,6 +93,8 @@ struct Forward {
   /// of their last mixer, number `last`: from there on features are [1,M,D]. Null: every row.
   const Labels* only = nullptr;
   int last = -1;
+  /// The rows that count behind the recurrence of mixer `layer`. Null: all of them.
+  const Labels* wanted(int layer) const { return layer == last ? only : nullptr; }
   /// x, a value behind the recurrence of mixer `layer`, or its labelled rows.
   Var wanted_rows(int layer, const Var& x) const;
 

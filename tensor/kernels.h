@@ -215,8 +215,9 @@ struct StepEnd {
 /// any more.
 void end_step(Context& ctx, const StepEnd& end);
 
-// --- attention (kernels/softmax_attention.cu, ssd.cu, attention_normaliser.cu, norm_scale.cu): [B, T, H, N]
-// operands with any strides and a dense last axis; gradients that are undefined are not computed
+// --- attention (kernels/softmax_attention.cu, softmax_attention_rows.cu, ssd.cu, attention_normaliser.cu,
+// norm_scale.cu): [B, T, H, N] operands with any strides and a dense last axis; gradients that are undefined
+// are not computed
 /// y_i = Σ_{j≤i} p_ij v_j, p_ij = exp(scale q_i·k_j − lse_i), dropout on p; op: of the random stream. lse
 /// dense
 void softmax_attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, double scale,
@@ -224,6 +225,15 @@ void softmax_attention(Context& ctx, const Tensor& q, const Tensor& k, const Ten
 void softmax_attention_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
                                 const Tensor& y, const Tensor& lse, const Tensor& dy, double scale,
                                 double dropout, uint32_t op, Tensor& dq, Tensor& dk, Tensor& dv);
+/// rows [1, M, H, P] = softmax attention's y at labelled rows b T + t, zero where the weight is 0 (only at
+/// the end). Returns what the backward pass wants to know of the labels, undefined if nothing.
+Tensor attended_rows(Context& ctx, const Tensor& q, const Tensor& v, const Tensor& y, double scale,
+                     double dropout, const LabelledRows& labelled, bool for_backward, Tensor& rows);
+/// softmax_attention_backward for dy [1, M, H, P] of these rows and none of the others.
+void attended_rows_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& y,
+                            const Tensor& lse, const Tensor& spans, const Tensor& dy,
+                            const LabelledRows& labelled, double scale, double dropout, uint32_t op,
+                            Tensor& dq, Tensor& dk, Tensor& dv);
 /// S_i = exp(log_a_i) S_{i−1} + w_i k_i v_iᵀ, y_i = q_i S_i; log_a [B, T, H], [H] or undefined, w likewise
 /// [B, T, H]; kept: of ssd_kept, or undefined (then the backward pass computes it again)
 void ssd(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_a,

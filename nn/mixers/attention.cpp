@@ -97,11 +97,9 @@ class SoftmaxAttention final : public QkvAttention {
  public:
   using QkvAttention::QkvAttention;
   const char* family() const override { return "sm-attention"; }
-  Mixed mix(Forward& forward, const Terms& terms) const override {
-    const AttentionTerms& t = own(terms);
-    const Attended out =
-        softmax_attention(t.q, t.k, t.v, inverse_root_width(), forward.rate(config_.att_dropout));
-    return {out.y, out.lse};
+  Mixed mix(Forward& forward, const Terms& terms) const override { return attend(forward, terms, nullptr); }
+  Mixed mix_for_rows(Forward& forward, const Terms& terms, const Labels& labels) const override {
+    return attend(forward, terms, &labels);
   }
   Realisation realise(const Terms& terms, const Mixed& mixed) const override {
     const AttentionTerms& t = own(terms);
@@ -115,6 +113,14 @@ class SoftmaxAttention final : public QkvAttention {
  protected:
   Family kind() const override { return Family::softmax_attention; }
   bool drops_weights() const override { return true; }
+
+ private:
+  Mixed attend(Forward& forward, const Terms& terms, const Labels* labels) const {
+    const AttentionTerms& t = own(terms);
+    const Attended out =
+        softmax_attention(t.q, t.k, t.v, inverse_root_width(), forward.rate(config_.att_dropout), labels);
+    return {.y = out.y, .log_eta = out.lse, .rows = out.rows};
+  }
 };
 
 /// Σ_j (Π_{l=j+1..i} λ'_l) q_i·k_j v_j η_i/η_j for other eigenvalues λ' of η: the recurrence of the

@@ -94,16 +94,34 @@ struct AttentionPlan {
 constexpr bool attention_wgmma_has(int N, int P) { return (N == 16 && P <= 128) || (N == 128 && P == 128); }
 constexpr int attention_wgmma_groups(int, int) { return 2; }
 constexpr int attention_wgmma_queries = 64;
-constexpr int attention_pack_bytes(int N, int P) { return attention_wgmma_queries * (2 * (N + P) + 8); }
+constexpr int attention_pack_bytes(int N, int P, bool picked = false) {
+  return attention_wgmma_queries * (2 * (N + P) + (picked ? 12 : 8));
+}
 /// None exists for fp32, f64, heads wider than 128, scale ≤ 0, and where shared memory is too small.
 AttentionPlan attention_plan(const Context& ctx, const Tensor& q, const Tensor& v, double scale);
 /// Elements of step memory of the backward pass: what is packed, and the parts of dq if that is wanted.
 int64_t attention_backward_elements(const AttentionPlan& plan, const Tensor& q, bool wants_q);
 /// Blocks of keys first_block + 0 … of one launch write dq's parts [block][B·H][T][N], rows from their own
-/// on.
+/// on; of picked queries [block][H][capacity][64][N].
 struct AttentionParts {
   float* data;
   int first_block, blocks;
+};
+/// Queries that alone have a gradient, at ascending rows b T + t; dy [1, M, H, P] is theirs. Of each sequence
+/// they fill tiles of their own: its first one is ⌊begin / 64⌋ + b of a head's `capacity`, so that no sum
+/// over the sequences before it is wanted.
+struct AttentionPicks {
+  const int32_t* rows = nullptr;           ///< [M]; null: row m
+  const int32_t* spans = nullptr;          ///< [B · pieces + 1]: how many rows lie before b T + 64 c; in all
+  int size = 0, pieces = 0, capacity = 0;  ///< M, ⌈T / 64⌉, ⌊M / 64⌋ + B
+
+  /// c = pieces: before the next sequence.
+  __device__ int before(int b, int c) const { return spans[b * pieces + c]; }
+  /// Of row m in sequence b, `length` if it is not one of it.
+  __device__ int position(int m, int b, int length) const {
+    const int64_t t = (rows ? rows[m] : m) - int64_t{b} * length;
+    return t >= 0 && t < length ? static_cast<int>(t) : length;
+  }
 };
 void attention_tensor_cores(const Context& ctx, const AttentionPlan& plan, const AttentionOperands<float>& a);
 /// memory: attention_backward_elements, or null if there are none.
@@ -116,6 +134,15 @@ void attention_pack(const Context& ctx, const AttentionPlan& plan, const Attenti
 void attention_wgmma_backward(const Context& ctx, const AttentionPlan& plan,
                               const AttentionOperands<float>& a, const AttentionGradients<float>& g,
                               const AttentionParts& parts, const void* packs);
+/// Both of picked queries, for heads 128 × 128 without dropout.
+constexpr bool attention_picks_exist(const AttentionPlan& plan) {
+  return plan.wgmma && plan.N == 128 && plan.P == 128;
+}
+void attention_pack_picks(const Context& ctx, const AttentionOperands<float>& a,
+                          const AttentionGradients<float>& g, const AttentionPicks& picks, void* packs);
+void attention_wgmma_backward_picks(const Context& ctx, const AttentionOperands<float>& a,
+                                    const AttentionGradients<float>& g, const AttentionParts& parts,
+                                    const AttentionPicks& picks, const void* packs);
 /// One launch each, M: AttentionBf16, AttentionTf32 or AttentionTf32x3 (softmax_attention_<precision>.cu).
 template <class M>
 void attention_mma(const Context& ctx, const AttentionPlan& plan, const AttentionOperands<float>& a);

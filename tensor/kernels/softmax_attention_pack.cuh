@@ -12,14 +12,14 @@
 #ifdef EIGENTRACE_WITH_CUDA
 namespace eigentrace::kernels {
 
-/// 64 queries of a head; of each its tile's place.
-template <int N, int P>
+/// 64 queries of a head; of each its tile's place. picked: after the stats their positions.
+template <int N, int P, bool picked = false>
 struct AttentionPack {
   static constexpr int queries = attention_wgmma_queries;
   using Dy = WgmmaTile<P, queries>;
   using Q = WgmmaTile<N, queries>;
-  static constexpr int q = Dy::bytes, stats = q + Q::bytes, bytes = stats + 8 * queries;
-  static_assert(bytes == attention_pack_bytes(N, P));
+  static constexpr int q = Dy::bytes, stats = q + Q::bytes, bytes = stats + (picked ? 12 : 8) * queries;
+  static_assert(bytes == attention_pack_bytes(N, P, picked));
 };
 
 constexpr int attention_pack_threads = 256;
@@ -55,11 +55,11 @@ struct AttentionPackBlock {
   static constexpr int together = attention_pack_threads / (P / 4), each = together < 16 ? 16 / together : 1,
                        rows = together * each, blocks = attention_wgmma_queries / rows;  // of a tile
 };
-template <int N, int P>
+template <int N, int P, bool picked>
 __global__ void __launch_bounds__(attention_pack_threads, 5)
     attention_pack_kernel(AttentionOperands<float> a, AttentionGradients<float> grad, AttentionAccess access,
-                          bool y_in_fours, unsigned char* packs, int tiles) {
-  using Pack = AttentionPack<N, P>;
+                          bool y_in_fours, unsigned char* packs, int tiles, AttentionPicks picks) {
+  using Pack = AttentionPack<N, P, picked>;
   using Block = AttentionPackBlock<N, P>;
   constexpr int threads = attention_pack_threads, lanes = P / 4, together = Block::together,
                 each = Block::each, q_pieces = Block::rows * N / 4,
@@ -68,17 +68,35 @@ __global__ void __launch_bounds__(attention_pack_threads, 5)
                  item = at_tile / static_cast<unsigned>(tiles), b = item / H, h = item % H;
   const int length = static_cast<int>(a.size.T), tile = static_cast<int>(at_tile) % tiles,
             i0 = tile * Pack::queries, row0 = static_cast<int>(blockIdx.x) % Block::blocks * Block::rows;
-  unsigned char* const to = packs + int64_t{at_tile} * Pack::bytes;
+  int64_t to_tile = at_tile;
+  int first = 0, end = 0;  // of this tile's, of the sequence's picks
+  if constexpr (picked) {
+    const int begin = picks.before(static_cast<int>(b), 0);
+    first = begin + i0, end = picks.before(static_cast<int>(b), picks.pieces);
+    if (first >= end) return;
+    to_tile = int64_t{h} * picks.capacity + begin / Pack::queries + static_cast<int>(b) + tile;
+  }
+  // where query r of the tile lies in the sequence, and in dy; outside of both: zeros
+  const auto place = [&](int r) {
+    if constexpr (!picked) return i0 + r;
+    return first + r < end ? picks.position(first + r, static_cast<int>(b), length) : length;
+  };
+  const auto dy_place = [&](int r) {
+    if constexpr (!picked) return i0 + r;
+    return first + r < end ? first + r : picks.size;
+  };
+  unsigned char* const to = packs + to_tile * Pack::bytes;
   const AttentionRows q(a.q, b, h, length, a.size.N, access.q),
-      dy(grad.dy, b, h, length, a.size.P, access.dy), y(a.y, b, h, length, a.size.P, y_in_fours);
+      dy(grad.dy, picked ? 0 : b, h, picked ? picks.size : length, a.size.P, access.dy),
+      y(a.y, b, h, length, a.size.P, y_in_fours);
   const int row = row0 + static_cast<int>(threadIdx.x) / lanes,
             column = static_cast<int>(threadIdx.x) % lanes * 4;
   Vec<float, 4> own[each], other[each], query[q_each];
   with_vectors(dy.vectors && y.vectors, [&]<bool all>() {
 #pragma unroll
     for (int u = 0; u < each; ++u) {
-      own[u] = attention_elements<4, all>(dy, i0 + row + u * together, column);
-      other[u] = attention_elements<4, all>(y, i0 + row + u * together, column);
+      own[u] = attention_elements<4, all>(dy, dy_place(row + u * together), column);
+      other[u] = attention_elements<4, all>(y, place(row + u * together), column);
     }
   });
   const auto q_row = [&](int u) { return row0 + (u * threads + static_cast<int>(threadIdx.x)) / (N / 4); };
@@ -88,12 +106,15 @@ __global__ void __launch_bounds__(attention_pack_threads, 5)
   with_vectors(q.vectors, [&]<bool all>() {
 #pragma unroll
     for (int u = 0; u < q_each; ++u)
-      if (has_q) query[u] = attention_elements<4, all>(q, i0 + q_row(u), q_column);
+      if (has_q) query[u] = attention_elements<4, all>(q, place(q_row(u)), q_column);
   });
   const float fewer = a.drops ? 1.0f / static_cast<float>(a.mask.keep_scale) : 1.0f;
   auto* const stats = reinterpret_cast<float*>(to + Pack::stats);
-  if (const int at = row0 + static_cast<int>(threadIdx.x); at < row0 + Block::rows)  // beyond: p = 2^−∞
-    stats[at] = i0 + at < length ? -a.lse[(int64_t{b} * length + i0 + at) * H + h] * 1.44269504f : -INFINITY;
+  if (const int at = row0 + static_cast<int>(threadIdx.x); at < row0 + Block::rows) {  // beyond: p = 2^−∞
+    const int i = place(at);
+    stats[at] = i < length ? -a.lse[(int64_t{b} * length + i) * H + h] * 1.44269504f : -INFINITY;
+    if constexpr (picked) reinterpret_cast<int*>(stats)[2 * Pack::queries + at] = i;
+  }
 #pragma unroll
   for (int u = 0; u < each; ++u) {
     const int at = row + u * together;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "tensor/error.h"
+#include "tensor/gemm_outer_wgmma.h"
 #include "tensor/kernels.h"
 #include "tensor/rng.h"
 
@@ -217,4 +218,93 @@ TEST_CASE("cuda attention: attention_precision overrides precision") {
   const Results bf16 = run(gpu, s, DType::f32, values);
   CHECK(difference(bf16, fp32) > 1e-4);
   CHECK(difference(bf16, fp32) < 1.5e-2);
+}
+
+namespace {
+
+/// Rows b T + t of each sequence that `picks` says, and padding.
+struct Picked {
+  Tensor rows, labels, weights, count;
+  kernels::LabelledRows get() const { return {rows, labels, weights, count}; }
+};
+Picked rows_at(int64_t B, int64_t T, bool (*picks)(int64_t b, int64_t t), Device device) {
+  std::vector<int32_t> rows;
+  for (int64_t r = 0; r < B * T; ++r)
+    if (picks(r / T, r % T)) rows.push_back(static_cast<int32_t>(r));
+  std::vector<float> weights(rows.size(), 1.0f);
+  rows.insert(rows.end(), 5, 0), weights.resize(rows.size());
+  const auto M = static_cast<int64_t>(rows.size());
+  return {Tensor::from(rows, {M}, device), Tensor::from(std::vector<int32_t>(rows.size()), {M}, device),
+          Tensor::from(weights, {M}, device), Tensor::from(std::vector<double>{1}, {1}, device)};
+}
+
+/// y: at those rows. ordinary: y gathered, dy scattered, and the pass over all queries.
+Results run_rows(Context& ctx, const Sizes& s, DType dtype, const Values& values, const Picked& picked,
+                 bool ordinary, const Wanted& wanted = {}) {
+  const Device device = ctx.device();
+  ctx.set_step(11, 4);
+  const double scale = 1 / std::sqrt(double(s.N));
+  const Parts x = parts_of(s, values, device, dtype);
+  const Parts dx = parts_of(s, Values(values.size(), 7.0), device, dtype);
+  const Shape some{1, picked.rows.numel(), s.H, s.P};
+  const Tensor dy = Tensor::from(normal_values(some.numel(), 2), some).clone(device, dtype);
+  Tensor y = ctx.empty(x.v.shape(), dtype), lse = ctx.empty(x.q.shape().without(3), dtype);
+  kernels::softmax_attention(ctx, x.q, x.k, x.v, scale, s.dropout, 9, y, lse);
+  Tensor dq = wanted.q ? dx.q : Tensor(), dk = wanted.k ? dx.k : Tensor(), dv = wanted.v ? dx.v : Tensor();
+  Tensor rows = ctx.empty(some, dtype);
+  const bool fast =
+      ctx.precision == Precision::bf16 && s.dropout == 0 && s.P > 64 && s.N > 16 && wgmma_exists(ctx);
+  const Tensor spans =
+      kernels::attended_rows(ctx, x.q, x.v, y, scale, s.dropout, picked.get(), !ordinary, rows);
+  CHECK(spans.defined() == (fast && !ordinary));
+  if (ordinary) {
+    Tensor all = ctx.empty(y.shape(), dtype), as_rows = all.reshape({s.B * s.T, s.H * s.P});
+    kernels::scatter_labelled(ctx, {}, dy.reshape({some[1], s.H * s.P}), picked.get(), as_rows);
+    kernels::softmax_attention_backward(ctx, x.q, x.k, x.v, y, lse, all, scale, s.dropout, 9, dq, dk, dv);
+  } else {
+    kernels::attended_rows_backward(ctx, x.q, x.k, x.v, y, lse, spans, dy, picked.get(), scale, s.dropout, 9,
+                                    dq, dk, dv);
+  }
+  const auto read = [](const Tensor& t) { return t.defined() ? t.to_vector<double>() : Values(); };
+  return {read(rows), read(lse), read(dq), read(dk), read(dv)};
+}
+
+/// More than a tile of the first keys' queries alone; none; all; every third; the last one.
+bool uneven(int64_t b, int64_t t) {
+  return b == 0 ? t < 70 : b == 1 ? false : b == 2 ? true : b == 3 ? t % 3 == 2 : t == 149;
+}
+bool everywhere(int64_t, int64_t) { return true; }
+bool nowhere(int64_t, int64_t) { return false; }
+
+}  // namespace
+
+TEST_CASE("cuda attention rows: gradients of dy at some rows are those of dy among zeros") {
+  if (cuda_device_count() == 0) return;
+  Context gpu = poisoned(parse_device("cuda"));
+  struct Case {
+    Sizes sizes;
+    bool (*picks)(int64_t, int64_t);
+  };
+  const Case cases[] = {{{5, 150, 1, 50, 100}, uneven},      {{3, 63, 2, 128, 128, 0.0, true}, uneven},
+                        {{1, 1, 1, 128, 128}, everywhere},   {{2, 130, 1, 128, 128, 0.0, false, 1}, nowhere},
+                        {{1, 300, 1, 128, 128}, everywhere}, {{5, 150, 1, 30, 70, 0.1}, uneven}};
+  for (const Case& c : cases)
+    for (const Mode& mode : {modes[0], modes[4]}) {
+      CAPTURE(mode.name);
+      CAPTURE(c.sizes.T);
+      CAPTURE(c.sizes.N);
+      const bool first = c.sizes.N == 50;
+      if (mode.dtype == DType::f64 && !first) continue;
+      gpu.precision = mode.precision;
+      const Picked rows = rows_at(c.sizes.B, c.sizes.T, c.picks, gpu.device());
+      const Values values = inputs_of(c.sizes);
+      const Results all = run_rows(gpu, c.sizes, mode.dtype, values, rows, true),
+                    some = run_rows(gpu, c.sizes, mode.dtype, values, rows, false);
+      CHECK(some.y == all.y);
+      CHECK(difference(some, all) < 2e-6);  // the same roundings to bf16, sums of other tiles
+      if (!first) continue;
+      CHECK(run_rows(gpu, c.sizes, mode.dtype, values, rows, false) == some);
+      CHECK(run_rows(gpu, c.sizes, mode.dtype, values, rows, false, {true, false, false}).dq == some.dq);
+      CHECK(run_rows(gpu, c.sizes, mode.dtype, values, rows, false, {false, true, true}).dv == some.dv);
+    }
 }

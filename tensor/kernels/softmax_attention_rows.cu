@@ -1,0 +1,232 @@
+// y of softmax attention at a loss's labelled rows, and the gradients of q, k and v from dy of these rows
+// alone: what softmax_attention_backward gives for a dy that is zero in all others.
+//
+// In general dy is spread among rows of zeros for it. Where the wgmma kernels run on heads 128 wide
+// (softmax_attention_wgmma.cuh), tiles of queries are made of each sequence's labelled rows instead, and dq
+// is summed at these and zero elsewhere. How many rows a sequence has is known on the device alone: the
+// forward pass, which gathers them, counts (AttentionPicks::spans).
+//
+// MQAR (64, 512, 128, 128; 64 labels a sequence): k, v are read and dq, dk, dv written once, 84 MB, a floor
+// of 20 µs on an H200.
+#include "tensor/dispatch.h"
+#include "tensor/kernels.h"
+#include "tensor/kernels/labelled_rows.cuh"
+#include "tensor/kernels/softmax_attention_cuda.cuh"
+#include "tensor/labelled_rows.h"
+
+namespace eigentrace::kernels {
+namespace {
+
+Tensor as_rows(const Tensor& x) {
+  const int64_t rows = x.dim(0) * x.dim(1);
+  return x.reshape({rows, rows == 0 ? 0 : x.numel() / rows});
+}
+
+void check(const Tensor& y, const Tensor& of_rows, const LabelledRows& labelled, const char* what) {
+  check_labelled(what, labelled);
+  const bool good = y.rank() == 4 && of_rows.rank() == 4 && of_rows.dtype() == y.dtype() &&
+                    of_rows.shape() == Shape{1, labelled.labels.numel(), y.dim(2), y.dim(3)};
+  if (!good)
+    fail(std::string(what) + ": y [B, T, H, P] and [1, M, H, P] of its labelled rows expected, found " +
+         to_string(y) + ", " + to_string(of_rows));
+}
+
+#ifdef EIGENTRACE_WITH_CUDA
+constexpr int queries = attention_wgmma_queries, gather_warps = 8, pick_sum_threads = 256;
+/// Of dq's parts: 512 MB.
+constexpr int64_t most_part_elements = int64_t{1} << 27;
+
+/// A warp a label, and one more: its row of y, zeros where it does not count; and, of the boundaries
+/// b T + 64 c between the label before and this one, that as many labels lie before them.
+template <int width>
+__global__ void attended_rows_kernel(Rows<float> y, DeviceLabels labels, float* gathered, int length,
+                                     int pieces, int* spans) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int64_t m = static_cast<int64_t>(blockIdx.x) * gather_warps + threadIdx.x / 32,
+                all = labels.row_count;
+  if (m > labels.size) return;
+  const auto row_of = [&](int64_t i) {  // −1 before all of them, `all` behind
+    if (i < 0) return int64_t{-1};
+    if (i >= labels.size || !labels.used(i)) return all;
+    const int64_t row = labels.row(i);
+    return row < 0 ? 0 : row < all ? row : all - 1;
+  };
+  const auto boundaries_to = [&](int64_t row) { return row / length * pieces + row % length / queries + 1; };
+  const int64_t before = row_of(m - 1), own = row_of(m), begin = before < 0 ? 0 : boundaries_to(before),
+                end = before < all ? boundaries_to(own) : begin;
+  for (int64_t i = begin + lane; i < end; i += 32) spans[i] = static_cast<int>(m);
+  if (m == labels.size) return;
+  const float* source = labels.used(m) && labels.valid(m) ? y.data + labels.row(m) * y.stride : nullptr;
+  for (int64_t j = lane * width; j < y.cols; j += 32 * width) {
+    Vec<float, width> pack;
+    if (source) pack = load_vec<width>(source + j);
+    store_vec(gathered + m * y.cols + j, pack);
+  }
+}
+
+/// dq = scale Σ parts of the blocks of `keys` keys, in their order, at picked rows, zeros elsewhere. A block:
+/// 64 positions of a head.
+template <bool vectors>
+__global__ void __launch_bounds__(pick_sum_threads, 3)
+    attention_sum_picks_kernel(AttentionOperands<float> a, Heads<float> dq, AttentionParts parts, int width,
+                               int keys, AttentionPicks picks) {
+  constexpr int warps = pick_sum_threads / 32, together = 2, depth = 4;
+  __shared__ int64_t part_of[queries];
+  const int length = static_cast<int>(a.size.T), heads = static_cast<int>(a.size.H),
+            N = static_cast<int>(a.size.N);
+  const int piece = static_cast<int>(blockIdx.x) % picks.pieces,
+            item = static_cast<int>(blockIdx.x) / picks.pieces, b = item / heads, h = item % heads,
+            i0 = piece * queries, lane = static_cast<int>(threadIdx.x) % 32,
+            warp = static_cast<int>(threadIdx.x) / 32;
+  if (threadIdx.x < queries) part_of[threadIdx.x] = -1;
+  __syncthreads();
+  const int begin = picks.before(b, 0), end = picks.before(b, picks.pieces), first = picks.before(b, piece);
+  const int64_t tile = int64_t{h} * picks.capacity + begin / queries + b;
+  if (const int m = first + static_cast<int>(threadIdx.x); threadIdx.x < queries && m < end)
+    if (const int i = picks.position(m, b, length) - i0; m >= begin && i >= 0 && i < queries)
+      part_of[i] = (tile * queries + m - begin) * width;
+  __syncthreads();
+  const int blocks = i0 / keys + 1;
+  const int64_t step = int64_t{heads} * picks.capacity * queries * width;
+  for (int row0 = warp; row0 < queries && i0 + row0 < length; row0 += warps * together)
+    for (int column = lane * 4; column < N; column += 128) {
+      float sum[together][4] = {};
+      for (int c = 0; c < blocks; c += depth) {
+        Vec<float, 4> part[together][depth];
+#pragma unroll
+        for (int u = 0; u < together; ++u)
+          if (const int64_t from = part_of[row0 + u * warps]; from >= 0)
+#pragma unroll
+            for (int v = 0; v < depth; ++v)
+              if (c + v < blocks) part[u][v] = load_vec<4>(parts.data + (c + v) * step + from + column);
+#pragma unroll
+        for (int u = 0; u < together; ++u)
+#pragma unroll
+          for (int v = 0; v < depth; ++v)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) sum[u][e] += part[u][v].x[e];
+      }
+#pragma unroll
+      for (int u = 0; u < together; ++u) {
+        const int i = i0 + row0 + u * warps;
+        if (i >= length) break;
+        float* const to = dq.row(b, h, i) + column;
+        Vec<float, 4> whole;
+#pragma unroll
+        for (int e = 0; e < 4; ++e) whole.x[e] = a.scale * sum[u][e];
+        if constexpr (vectors) {
+          store_vec(to, whole);
+        } else {
+#pragma unroll
+          for (int e = 0; e < 4; ++e)
+            if (column + e < N) to[e] = whole.x[e];
+        }
+      }
+    }
+}
+
+struct Sizes {
+  int64_t capacity, packs, parts;  // tiles of a head; elements
+};
+Sizes sizes_of(const AttentionPlan& plan, const Tensor& q, int64_t labels) {
+  const int64_t capacity = labels / queries + q.dim(0), H = q.dim(2),
+                blocks = (q.dim(1) + plan.rows - 1) / plan.rows;
+  return {capacity, H * capacity * attention_pack_bytes(plan.N, plan.P, true) / 4,
+          H * capacity * queries * plan.N * blocks};
+}
+
+AttentionPlan picks_plan(const Context& ctx, const Tensor& q, const Tensor& v, double scale, double dropout,
+                         int64_t labels) {
+  if (!ctx.device().is_cuda() || dropout > 0 || q.dtype() != DType::f32 || q.numel() == 0 || labels == 0 ||
+      q.dim(0) * q.dim(1) >= int64_t{1} << 30)
+    return {};
+  const AttentionPlan plan = attention_plan(ctx, q, v, scale);
+  return attention_picks_exist(plan) && sizes_of(plan, q, labels).parts <= most_part_elements
+             ? plan
+             : AttentionPlan{};
+}
+
+AttentionPicks picks_of(const LabelledRows& labelled, const Tensor& spans, const Tensor& q) {
+  return {labelled.rows.defined() ? labelled.rows.data<int32_t>() : nullptr, spans.data<int32_t>(),
+          static_cast<int>(labelled.labels.numel()), static_cast<int>((q.dim(1) + queries - 1) / queries),
+          static_cast<int>(labelled.labels.numel() / queries + q.dim(0))};
+}
+#endif
+
+}  // namespace
+
+Tensor attended_rows(Context& ctx, const Tensor& q, const Tensor& v, const Tensor& y, double scale,
+                     double dropout, const LabelledRows& labelled, bool for_backward, Tensor& rows) {
+  check(y, rows, labelled, "attended_rows");
+#ifdef EIGENTRACE_WITH_CUDA
+  if (for_backward && y.contiguous() &&
+      picks_plan(ctx, q, v, scale, dropout, labelled.labels.numel()).exists()) {
+    const int64_t T = q.dim(1), pieces = (T + queries - 1) / queries;
+    Tensor spans = ctx.empty({q.dim(0) * pieces + 1}, DType::i32);
+    if (ctx.dry()) return spans;
+    const Rows<float> from = rows_of<float>(as_rows(y), "attended_rows: y");
+    float* const to = rows.data<float>();
+    const bool packs = in_packs(from) && aligned_for_vec(to);
+    launch(ctx, packs ? attended_rows_kernel<4> : attended_rows_kernel<1>,
+           blocks_for(labelled.labels.numel() + 1, gather_warps), 32 * gather_warps, 0, from,
+           DeviceLabels(labelled, from.rows, INT32_MAX), to, static_cast<int>(T), static_cast<int>(pieces),
+           spans.data<int32_t>());
+    return spans;
+  }
+#endif
+  Tensor to = as_rows(rows);
+  gather_labelled(ctx, as_rows(y), labelled, to);
+  return {};
+}
+
+void attended_rows_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& y,
+                            const Tensor& lse, const Tensor& spans, const Tensor& dy,
+                            const LabelledRows& labelled, double scale, double dropout, uint32_t op,
+                            Tensor& dq, Tensor& dk, Tensor& dv) {
+  check(y, dy, labelled, "attended_rows_backward");
+#ifdef EIGENTRACE_WITH_CUDA
+  if (spans.defined()) {
+    const AttentionPlan plan = picks_plan(ctx, q, v, scale, dropout, labelled.labels.numel());
+    const Sizes sizes = sizes_of(plan, q, labelled.labels.numel());
+    const Tensor packs = ctx.empty({sizes.packs}, DType::f32),
+                 sums = ctx.empty({dq.defined() ? sizes.parts : 0}, DType::f32);
+    if (ctx.dry()) return;
+    const auto out = [](const Tensor& x, const char* what) {
+      return x.defined() ? heads_of<float>(x, what) : Heads<float>{};
+    };
+    const AttentionOperands<float> a{{q.dim(0), q.dim(1), q.dim(2), q.dim(3), v.dim(3)},
+                                     heads_of<float>(q, "attended_rows: q"),
+                                     heads_of<float>(k, "attended_rows: k"),
+                                     heads_of<float>(v, "attended_rows: v"),
+                                     heads_of<float>(y, "attended_rows: y"),
+                                     lse.data<float>(),
+                                     static_cast<float>(scale),
+                                     {},
+                                     false};
+    const AttentionGradients<float> g{heads_of<float>(dy, "attended_rows: dy"),
+                                      out(dq, "attended_rows: dq"),
+                                      out(dk, "attended_rows: dk"),
+                                      out(dv, "attended_rows: dv"),
+                                      dq.defined(),
+                                      dk.defined(),
+                                      dv.defined(),
+                                      nullptr};
+    const AttentionPicks picks = picks_of(labelled, spans, q);
+    const AttentionParts parts{dq.defined() ? sums.data<float>() : nullptr, 0,
+                               static_cast<int>((a.size.T + plan.rows - 1) / plan.rows)};
+    attention_pack_picks(ctx, a, g, picks, packs.data<float>());
+    attention_wgmma_backward_picks(ctx, a, g, parts, picks, packs.data<float>());
+    if (!dq.defined()) return;
+    const bool vectors =
+        aligned_for_vec(g.dq.data) && (g.dq.batch % 4 | g.dq.time % 4 | g.dq.head % 4 | a.size.N % 4) == 0;
+    return launch(ctx, vectors ? attention_sum_picks_kernel<true> : attention_sum_picks_kernel<false>,
+                  static_cast<unsigned>(a.size.B * a.size.H * picks.pieces), pick_sum_threads, 0, a, g.dq,
+                  parts, plan.N, plan.rows, picks);
+  }
+#endif
+  Tensor all = ctx.empty(y.shape(), y.dtype()), to = as_rows(all);
+  scatter_labelled(ctx, {}, as_rows(dy), labelled, to);
+  softmax_attention_backward(ctx, q, k, v, y, lse, all, scale, dropout, op, dq, dk, dv);
+}
+
+}  // namespace eigentrace::kernels
