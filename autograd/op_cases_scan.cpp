@@ -91,7 +91,7 @@ OpInstance channel_skip_instance(uint64_t seed, Device device) {
       {"y", "u", "d"}};
 }
 
-/// With a mask shared over time, with one for each element, and without, z used as well or not.
+/// With a mask shared over time, with one for each element, and without, z used as well, not used, not made.
 OpInstance channel_skip_activation_instance(uint64_t seed, Device device) {
   Rng rng(seed);
   const int64_t b = odd_size(rng, 7), t = odd_size(rng), d = odd_size(rng, 63);
@@ -102,8 +102,10 @@ OpInstance channel_skip_activation_instance(uint64_t seed, Device device) {
                           each = channel_skip_activation(in[0], in[0], in[2], Unary::silu, 0.2,
                                                          DropoutMask::element),
                           plain =
-                              channel_skip_activation(in[0], u, in[2], Unary::gelu, 0, DropoutMask::element);
-            return Values{shared.active, shared.z, each.active, plain.z};
+                              channel_skip_activation(in[0], u, in[2], Unary::gelu, 0, DropoutMask::element),
+                          without = channel_skip_activation(in[0], u, in[2], Unary::gelu_tanh, 0.3,
+                                                            DropoutMask::shared_over_time, false);
+            return Values{shared.active, shared.z, each.active, plain.z, without.active};
           },
           {normal_tensor(rng, {b, t, d}, device), normal_tensor(rng, {b, t, 3 + d}, device),
            normal_tensor(rng, {d}, device)},

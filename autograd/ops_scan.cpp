@@ -7,6 +7,7 @@
 #include "tensor/error.h"
 #include "tensor/kernels.h"
 #include "tensor/kernels/fft_convolution_add.h"
+#include "tensor/kernels/skip_from_y.h"
 
 namespace eigentrace {
 namespace {
@@ -248,7 +249,7 @@ Var channel_skip(const Var& y, const Var& u, const Var& d) {
 }
 
 Skipped channel_skip_activation(const Var& y, const Var& u, const Var& d, Unary f, double dropout,
-                                DropoutMask mask) {
+                                DropoutMask mask, bool with_z) {
   constexpr const char* what = "channel_skip_activation";
   expect(u.rank() >= 1, what, "u", "[..., D]", u);
   expect(y.shape() == u.shape(), what, "y", to_string(u.shape()), y);
@@ -257,31 +258,36 @@ Skipped channel_skip_activation(const Var& y, const Var& u, const Var& d, Unary 
   Context& ctx = u.ctx();
   kernels::Dropout drop;
   if (dropout > 0) drop = {dropout, u.tape().next_random_op(), mask == DropoutMask::shared_over_time};
-  Tensor z = ctx.empty(u.shape(), u.dtype()), g = ctx.empty(u.shape(), u.dtype());
+  Tensor z, g = ctx.empty(u.shape(), u.dtype());
+  if (with_z) z = ctx.empty(u.shape(), u.dtype());
   kernels::channel_skip_activation(ctx, y.value(), u.value(), d.value(), f, drop, z, g);
 
   const VarRef inputs[] = {y.ref(), u.ref(), d.ref()};
   const std::vector<Var> out = u.tape().record_many(
-      Op::channel_skip_activation, {z, g}, inputs, [y = y.ref(), u, d, z, f, drop](Backward& b) {
+      Op::channel_skip_activation, with_z ? std::vector{g, z} : std::vector{g}, inputs,
+      [y = y.ref(), u, d, kept = with_z ? z : y.value(), with_z, f, drop](Backward& b) {
         Tensor sent, dz;
-        if (b.has_dy(1)) {
+        if (b.has_dy(0)) {
           dz = b.destination(y);
           if (!dz.defined()) dz = b.ctx().empty(u.shape(), u.dtype());
         }
         Tensor du = b.destination_with_sent(u.ref(), sent), dd = b.destination(d.ref());
-        if (b.has_dy(1)) {
-          kernels::channel_skip_activation_backward(b.ctx(), u.value(), d.value(), z, f, drop, b.dy(1),
-                                                    b.has_dy(0) ? b.dy(0) : Tensor(), dz, du, dd, sent);
+        if (!with_z) {
+          kernels::channel_skip_activation_backward_from_y(b.ctx(), kept, u.value(), d.value(), f, drop,
+                                                           b.dy(0), dz, du, dd, sent);
+        } else if (b.has_dy(0)) {
+          kernels::channel_skip_activation_backward(b.ctx(), u.value(), d.value(), kept, f, drop, b.dy(0),
+                                                    b.has_dy(1) ? b.dy(1) : Tensor(), dz, du, dd, sent);
         } else {  // z alone went on
-          b.add_gradient(y, b.dy(0));
+          b.add_gradient(y, b.dy(1));
           if (du.defined() || dd.defined())
-            kernels::channel_skip_backward(b.ctx(), u.value(), d.value(), b.dy(0), du, dd, sent);
+            kernels::channel_skip_backward(b.ctx(), u.value(), d.value(), b.dy(1), du, dd, sent);
         }
         b.commit_with_sent(u.ref(), du, sent);
-        if (b.has_dy(1)) b.commit(y, dz);  // after u's, which may be y's: what was sent is already in that
+        if (b.has_dy(0)) b.commit(y, dz);  // after u's, which may be y's: what was sent is already in that
         b.commit(d.ref(), dd);
       });
-  return {out[0], out[1]};
+  return {with_z ? out[1] : Var(), out[0]};
 }
 
 LruMaps lru_maps(const Var& nu_log, const Var& theta_log, const Var& gamma_log, const Complex& b,

@@ -48,12 +48,13 @@ Var fft_convolution(const Var& u, const Var& k, const Var& d);
 
 /// Feed-through of a state-space layer: z = y + d∘u. y, u [..., D] of one shape, d [D]. Kept: u, d.
 Var channel_skip(const Var& y, const Var& u, const Var& d);
-/// channel_skip and activation(f, z, dropout, mask) in one pass over memory. Kept: u, d, z.
+/// channel_skip and activation(f, z, dropout, mask) in one pass over memory. Kept: u, d, z, or without z (it
+/// is undefined then, and a write less) y.
 struct Skipped {
   Var z, active;
 };
 Skipped channel_skip_activation(const Var& y, const Var& u, const Var& d, Unary f, double dropout,
-                                DropoutMask mask);
+                                DropoutMask mask, bool with_z = true);
 
 /// What an LRU (arXiv 2303.06349) computes with, from its parameters nu_log, theta_log, gamma_log [N], B_re,
 /// B_im [N,D], C_re, C_im [D,N]: log|λ| = −exp(nu_log), arg λ = exp(theta_log) [N]; input = exp(gamma_log)∘B

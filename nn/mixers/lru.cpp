@@ -66,8 +66,9 @@ class Lru final : public Mixer {
   }
   Mixed mix_activated(Forward& forward, const Terms& terms, const Activation& then) const override {
     const DiagonalTerms& t = own(terms);
+    const bool seen = forward.on_mixer || forward.on_mixer_output;  // else nobody reads y itself
     const Skipped y = channel_skip_activation(recurrence(t, {t.log_abs, t.arg}), t.input, forward(skip_),
-                                              then.f, then.dropout, then.mask);
+                                              then.f, then.dropout, then.mask, seen);
     return {y.z, {}, y.active};
   }
   bool has_mix_with() const override { return true; }

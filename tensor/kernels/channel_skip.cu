@@ -2,8 +2,9 @@
 // alone or with what follows it, g = m f(z), dz = m f′(z) dg.
 //
 // One pass over the operands each way: 3 reads or writes of [rows, D], with the activation 4 forward (y, u,
-// z, g) and 6 backward (u, z, dg, what was sent, dz, du). CIFAR (rows 51200, D 512): 75, 100 and 150 µs at
-// 4.2 TB/s; the activation by itself would be 50 and 75 µs more.
+// z, g; where nobody wants z 3, and y is kept in its place) and 6 backward (u, z or y, dg, what was sent, dz,
+// du). CIFAR (rows 51200, D 512): 75, 100 (75) and 150 µs at 4.2 TB/s; the activation by itself would be 50
+// and 75 µs more.
 #include <algorithm>
 #include <vector>
 
@@ -11,6 +12,7 @@
 #include "tensor/dropout_stream.h"
 #include "tensor/functions.h"
 #include "tensor/kernels.h"
+#include "tensor/kernels/skip_from_y.h"
 #ifdef EIGENTRACE_WITH_CUDA
 #include "tensor/kernels/column_sum.cuh"
 #endif
@@ -65,12 +67,17 @@ struct Activated {
   F f;
   MaskedElements mask;  // time −1: none
   Rows<S> g, z{}, dz_sent{}, dz{};
+  bool from_y = false;  // backward: z holds y, from which z is made again
 
   /// Factors of a thread's channels, the same for all rows of a sequence if the mask is.
   template <int Width>
   __device__ void draw(int64_t row, int64_t column, int64_t& batch, Vec<T, Width>& m) const {
     if (mask.time < 0) return;
-    const int64_t now = mask.time == 0 ? row : row / mask.time;
+    const int64_t now =
+        mask.time == 0 ? row
+        : row <= INT32_MAX
+            ? static_cast<int64_t>(static_cast<uint32_t>(row) / static_cast<uint32_t>(mask.time))
+            : row / mask.time;
     if (now == batch) return;
     batch = now;
     m = mask.stream.template factors<T, Width>(now * g.cols + column);
@@ -101,7 +108,7 @@ __global__ void __launch_bounds__(256) skip_kernel(Skip<S> f, Then then) {
     Pack<S, Width> z;
 #pragma unroll
     for (int i = 0; i < Width; ++i) z.at[i] = y.at[i] + d.at[i] * u.at[i];
-    store_whole(f.z.data + row * f.z.stride + column, z);
+    if (!Then::active || f.z.data) store_whole(f.z.data + row * f.z.stride + column, z);
     if constexpr (Then::active) {
       then.draw(row, column, drawn, m);
       Pack<S, Width> to;
@@ -152,6 +159,10 @@ __global__ void __launch_bounds__(256)
         if (row >= end) continue;
         if constexpr (Then::active) {
           then.draw(row, column, drawn, m);
+          if (then.from_y) {
+#pragma unroll
+            for (int i = 0; i < Width; ++i) z[r].at[i] = z[r].at[i] + d.at[i] * u[r].at[i];
+          }
 #pragma unroll
           for (int i = 0; i < Width; ++i)
             dz[r].at[i] = m.x[i] * then.f.derivative(T(z[r].at[i])) * T(dz[r].at[i]) + T(dz_sent[r].at[i]);
@@ -235,6 +246,39 @@ int64_t piece_length(int64_t rows, int64_t columns) {
   return std::max<int64_t>(64, (rows + wanted - 1) / wanted);
 }
 
+#ifdef EIGENTRACE_WITH_CUDA
+/// Operands of the activation's backward pass; kept: z, or y (from_y).
+struct ActivationBackward {
+  const Tensor &u, &d, &kept;
+  bool from_y;
+  Unary f;
+  const Dropout& drop;
+  const Tensor &dg, &dz_sent;
+  Tensor &dz, &du, &dd;
+  const Tensor& sent;
+};
+void activation_backward_cuda(Context& ctx, const ActivationBackward& o) {
+  const int64_t columns = o.u.dim(-1), rows = o.u.numel() / columns, length = piece_length(rows, columns),
+                pieces = (rows + length - 1) / length;
+  Tensor sums = ctx.empty({pieces, columns}, o.d.dtype());
+  dispatch_stored(ctx, "channel_skip_activation_backward", o.u.dtype(), [&]<class S>() {
+    const auto part = [](const Tensor& x, const char* what) {
+      return x.defined() ? rows_of<S>(x, what) : Rows<S>{};
+    };
+    Skip<S> skip{.u = rows_of<S>(o.u, "channel_skip_activation_backward: u"), .d = o.d.data<Arithmetic<S>>()};
+    skip.z = part(o.du, "channel_skip_activation_backward: du");
+    skip.sent = part(o.sent, "channel_skip_activation_backward: sent");
+    with_activated<S>(ctx, o.f, o.drop, o.dg, [&](auto then) {
+      then.z = part(o.kept, "channel_skip_activation_backward: z");
+      then.from_y = o.from_y;
+      then.dz = part(o.dz, "channel_skip_activation_backward: dz");
+      then.dz_sent = part(o.dz_sent, "channel_skip_activation_backward: dz_sent");
+      start_backward(ctx, skip, then, length, pieces, sums.data<Arithmetic<S>>(), o.dd);
+    });
+  });
+}
+#endif
+
 }  // namespace
 
 void channel_skip(Context& ctx, const Tensor& y, const Tensor& u, const Tensor& d, Tensor& z) {
@@ -305,43 +349,39 @@ void channel_skip_activation(Context& ctx, const Tensor& y, const Tensor& u, con
 #ifdef EIGENTRACE_WITH_CUDA
   if (ctx.device().is_cuda() && u.numel() > 0 && u.numel() / u.dim(-1) <= most_rows)
     return dispatch_stored(ctx, "channel_skip_activation", u.dtype(), [&]<class S>() {
-      const Skip<S> skip{rows_of<S>(y, "channel_skip_activation: y"),
-                         rows_of<S>(u, "channel_skip_activation: u"),
-                         rows_of<S>(z, "channel_skip_activation: z"), d.data<Arithmetic<S>>()};
+      const Skip<S> skip{
+          rows_of<S>(y, "channel_skip_activation: y"), rows_of<S>(u, "channel_skip_activation: u"),
+          z.defined() ? rows_of<S>(z, "channel_skip_activation: z") : Rows<S>{}, d.data<Arithmetic<S>>()};
       with_activated<S>(ctx, f, drop, g, [&](const auto& then) { start_forward(ctx, skip, then); });
     });
 #endif
-  channel_skip(ctx, y, u, d, z);
-  activation(ctx, f, z, drop, g);
+  Tensor made = z.defined() ? z : ctx.empty(u.shape(), u.dtype());
+  channel_skip(ctx, y, u, d, made);
+  activation(ctx, f, made, drop, g);
 }
 
 void channel_skip_activation_backward(Context& ctx, const Tensor& u, const Tensor& d, const Tensor& z,
                                       Unary f, const Dropout& drop, const Tensor& dg, const Tensor& dz_sent,
                                       Tensor& dz, Tensor& du, Tensor& dd, const Tensor& sent) {
 #ifdef EIGENTRACE_WITH_CUDA
-  if (ctx.device().is_cuda() && u.numel() > 0) {
-    const int64_t columns = u.dim(-1), rows = u.numel() / columns, length = piece_length(rows, columns),
-                  pieces = (rows + length - 1) / length;
-    Tensor sums = ctx.empty({pieces, columns}, d.dtype());
-    return dispatch_stored(ctx, "channel_skip_activation_backward", u.dtype(), [&]<class S>() {
-      const auto part = [](const Tensor& x, const char* what) {
-        return x.defined() ? rows_of<S>(x, what) : Rows<S>{};
-      };
-      Skip<S> skip{.u = rows_of<S>(u, "channel_skip_activation_backward: u"), .d = d.data<Arithmetic<S>>()};
-      skip.z = part(du, "channel_skip_activation_backward: du");
-      skip.sent = part(sent, "channel_skip_activation_backward: sent");
-      with_activated<S>(ctx, f, drop, dg, [&](auto then) {
-        then.z = part(z, "channel_skip_activation_backward: z");
-        then.dz = part(dz, "channel_skip_activation_backward: dz");
-        then.dz_sent = part(dz_sent, "channel_skip_activation_backward: dz_sent");
-        start_backward(ctx, skip, then, length, pieces, sums.data<Arithmetic<S>>(), dd);
-      });
-    });
-  }
+  if (ctx.device().is_cuda() && u.numel() > 0)
+    return activation_backward_cuda(ctx, {u, d, z, false, f, drop, dg, dz_sent, dz, du, dd, sent});
 #endif
   activation_backward(ctx, f, z, drop, dg, dz);
   if (dz_sent.defined()) accumulate(ctx, dz_sent, dz);
   if (du.defined() || dd.defined()) channel_skip_backward(ctx, u, d, dz, du, dd, sent);
+}
+
+void channel_skip_activation_backward_from_y(Context& ctx, const Tensor& y, const Tensor& u, const Tensor& d,
+                                             Unary f, const Dropout& drop, const Tensor& dg, Tensor& dy,
+                                             Tensor& du, Tensor& dd, const Tensor& sent) {
+#ifdef EIGENTRACE_WITH_CUDA
+  if (ctx.device().is_cuda() && u.numel() > 0)
+    return activation_backward_cuda(ctx, {u, d, y, true, f, drop, dg, Tensor(), dy, du, dd, sent});
+#endif
+  Tensor z = ctx.empty(u.shape(), u.dtype());
+  channel_skip(ctx, y, u, d, z);
+  channel_skip_activation_backward(ctx, u, d, z, f, drop, dg, Tensor(), dy, du, dd, sent);
 }
 
 }  // namespace eigentrace::kernels

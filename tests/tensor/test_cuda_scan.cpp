@@ -9,6 +9,7 @@
 
 #include "tensor/kernels.h"
 #include "tensor/kernels/fft_convolution_add.h"
+#include "tensor/kernels/skip_from_y.h"
 #include "tensor/rng.h"
 #include "tests/cuda_testing.h"
 
@@ -274,7 +275,13 @@ TEST_CASE("cuda channel_skip_activation: the CPU's values and gradients, any siz
                                                   dz, du, dd, in[0]);
         kernels::channel_skip_activation_backward(ctx, in[1], in[2], z, f, drop, in[0], none, dz_alone, none,
                                                   none);
-        return Tensors{z, g, dz, du, dd, dz_alone};
+        // without z
+        Tensor g_alone = ctx.empty_like(in[0]), dy = ctx.empty_like(in[0]), du_of_y = ctx.empty_like(in[0]),
+               dd_of_y = ctx.empty_like(in[2]);
+        kernels::channel_skip_activation(ctx, in[0], strided(ctx, in[1]), in[2], f, drop, none, g_alone);
+        kernels::channel_skip_activation_backward_from_y(ctx, in[0], strided(ctx, in[1]), in[2], f, drop,
+                                                         in[1], dy, du_of_y, dd_of_y, in[0]);
+        return Tensors{z, g, dz, du, dd, dz_alone, g_alone, dy, du_of_y, dd_of_y};
       };
       check(run, {normal({batch, time, columns}, 1), normal({batch, time, columns}, 2), normal({columns}, 3)},
             5e-6);
