@@ -41,6 +41,12 @@ std::vector<OpCase> op_cases_shape() {
     const Values parts = split(x, {1, x.dim(2) - 1});
     return Values{concat({parts[1], unary(Unary::exp, x), parts[1], parts[0]})};
   }));
+  cases.push_back(case_of("concat: two groups together, one left unused", Op::concat, [](const Var& x) {
+    const Values parts = split(x, {1, x.dim(2) - 1});
+    const Var wide = unary(Unary::silu, x);
+    const Values all = concat_each({{parts[1], wide, parts[0]}, {wide, parts[1]}, {parts[0], parts[0]}});
+    return Values{unary(Unary::exp, all[0]), all[1]};
+  }));
   return cases;
 }
 

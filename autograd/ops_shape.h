@@ -18,5 +18,7 @@ Var transpose(const Var& x, int a, int b);
 
 /// Parts side by side on the last axis. [..., W₀], [..., W₁], … → [..., ΣW]. A copy.
 Var concat(const std::vector<Var>& parts);
+/// A concat of each group, all copied together: a launch for eight parts instead of one for each.
+std::vector<Var> concat_each(const std::vector<std::vector<Var>>& groups);
 
 }  // namespace eigentrace

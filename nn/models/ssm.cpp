@@ -99,9 +99,9 @@ class Layer {
     };
     switch (activation_) {
       case SsmActivation::full_glu: {  // both projections in one product
-        const Var kernel = concat({forward(out1_.kernel), forward(out2_.kernel)});
-        const Var bias = concat({forward(out1_.bias), forward(out2_.bias)});
-        const Var both = linear(g, transpose(kernel, 0, 1), bias);
+        const std::vector<Var> joined = concat_each(
+            {{forward(out1_.kernel), forward(out2_.kernel)}, {forward(out1_.bias), forward(out2_.bias)}});
+        const Var both = linear(g, transpose(joined[0], 0, 1), joined[1]);
         const std::vector<Var> halves = split(both, {both.dim(-1) / 2, both.dim(-1) / 2});
         return gated(halves[0], halves[1]);
       }
