@@ -9,6 +9,7 @@
 #include "tensor/kernels.h"
 #include "tensor/kernels/column_sum.cuh"
 #include "tensor/kernels/linear_add.h"
+#include "tensor/kernels/linear_one.cuh"
 #include "tensor/kernels/turn.cuh"
 #include "tensor/launch.h"
 
@@ -94,6 +95,15 @@ void linear_cuda(Context& ctx, const Rows<T>& in, const Matrix<const T>& weight,
   cuda_gemm(ctx, product);
 }
 
+/// True iff x is one column that one_column can take (rows a launch can count).
+bool is_one_column(const Context& ctx, const Tensor& x, int64_t rows) {
+  return ctx.device().is_cuda() && x.dim(-1) == 1 && rows <= 65535 * one_rows;
+}
+template <class T>
+OneColumn<T> one_column_of(const Tensor& x, const Tensor& y) {
+  const Rows<T> in = rows_of<T>(x, "linear: x");
+  return {rows_of<T>(y, "linear: y"), in.data, in.stride};
+}
 #endif
 
 int64_t row_count(const Tensor& x) { return x.dim(-1) == 0 ? 0 : x.numel() / x.dim(-1); }
@@ -128,11 +138,18 @@ void linear(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& b
   }
 #ifdef EIGENTRACE_WITH_CUDA
   const Tensor across = weight.transpose(0, 1);  // a kernel [in, out] as it lies
-  const bool turns = turns_weight(ctx, across, row_count(x));
+  const bool one = is_one_column(ctx, x, row_count(x));
+  const bool turns = !one && turns_weight(ctx, across, row_count(x));
   Tensor turned_copy = turns ? ctx.empty(weight.shape(), weight.dtype()) : Tensor();
 #endif
   dispatch_stored(ctx, "linear", x.dtype(), [&]<class T>() {
 #ifdef EIGENTRACE_WITH_CUDA
+    if (one) {
+      OneColumn<T> o = one_column_of<T>(x, y);
+      o.w = weight.data<T>(), o.w_stride = weight.stride(0);
+      if (added.defined()) o.bias = added.data<T>(), o.bias_stride = added.stride(0);
+      return one_column(ctx, o);
+    }
     if (ctx.device().is_cuda())
       return linear_cuda<T>(
           ctx, rows_of<T>(x, "linear: x"),
@@ -183,6 +200,15 @@ void linear_backward_weight(Context& ctx, const Tensor& dy, const Tensor& x, Ten
   if (ctx.device().is_cuda()) {
     if (dbias.defined()) check_bias("linear_backward_weight", dy, dbias);
     const int64_t M = dweight.dim(0), N = dweight.dim(1), K = row_count(dy);
+    const bool dense = dweight.stride(0) == 1 && (!dbias.defined() || dbias.stride(0) == 1);
+    if (dense && is_one_column(ctx, x, K)) {
+      Tensor sums = ctx.empty({one_column_scratch(K, M)}, dweight.dtype());
+      return dispatch_stored(ctx, "linear_backward_weight", x.dtype(), [&]<class T>() {
+        using Out = Arithmetic<T>;
+        one_column_sums(ctx, one_column_of<T>(x, dy), dweight.data<Out>(),
+                        dbias.defined() ? dbias.data<Out>() : nullptr, sums.data<Out>());
+      });
+    }
     Tensor scratch =
         ctx.empty({cuda_long_scratch(ctx, dy.dtype(), M, N, K, dbias.defined())}, dweight.dtype());
     return dispatch_stored(ctx, "linear_backward_weight", x.dtype(), [&]<class T>() {
