@@ -13,49 +13,11 @@
 #include "tensor/dropout_stream.h"
 #include "tensor/kernels.h"
 #include "tensor/kernels/gate_function.h"
+#include "tensor/kernels/merged_moments.cuh"
 
 namespace eigentrace::kernels {
 
 constexpr int64_t batch_norm_rows = 128;  // of a block of CUDA's first launch
-
-struct Blocks {
-  int64_t size, count;
-};
-
-/// Mean of n numbers, and the sum of the squares around it.
-template <class T>
-struct Moments {
-  T mean, square;
-  int64_t n;
-  ET_HD void add(const Moments& other) {
-    const T delta = other.mean - mean, share = static_cast<T>(other.n) / static_cast<T>(n + other.n);
-    square += other.square + delta * delta * static_cast<T>(n) * share;
-    mean += delta * share;
-    n += other.n;
-  }
-};
-
-template <class T>
-struct MergedBlocks {
-  const T *means, *squares;  // [blocks, D]
-  Blocks blocks;
-  int64_t rows, columns;
-  T *mean, *rstd, *running_mean, *running_var;  // running: null or updated
-  T epsilon, momentum;
-
-  ET_HD Moments<T> block(int64_t k, int64_t i) const {
-    return {means[k * columns + i], squares[k * columns + i],
-            (k + 1) * blocks.size < rows ? blocks.size : rows - k * blocks.size};
-  }
-  ET_HD void write(int64_t i, const Moments<T>& all) const {
-    const T var = all.square / static_cast<T>(rows);
-    mean[i] = all.mean;
-    rstd[i] = T(1) / sqrt(var + epsilon);
-    if (!running_mean) return;
-    running_mean[i] = momentum * running_mean[i] + (T(1) - momentum) * all.mean;
-    running_var[i] = momentum * running_var[i] + (T(1) - momentum) * var;
-  }
-};
 
 template <class S>
 struct BatchNormBackwardX {
@@ -233,28 +195,6 @@ __global__ void __launch_bounds__(256)
   }
 }
 
-/// 32 columns a block, 32 threads a column: each merges every 32nd block, then the threads pairwise.
-template <class T>
-__global__ void __launch_bounds__(1024) merge_kernel(const __grid_constant__ MergedBlocks<T> m) {
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * 32 + threadIdx.x;
-  Moments<T>* shared = dynamic_shared<Moments<T>>();
-  Moments<T> all{0, 0, 0};
-  if (column < m.columns && threadIdx.y < m.blocks.count) {
-    all = m.block(threadIdx.y, column);
-#pragma unroll 4
-    for (int64_t k = threadIdx.y + 32; k < m.blocks.count; k += 32) all.add(m.block(k, column));
-  }
-  shared[threadIdx.y * 32 + threadIdx.x] = all;
-  for (unsigned half = 16; half > 0; half /= 2) {
-    __syncthreads();
-    if (threadIdx.y >= half) continue;
-    const Moments<T> other = shared[(threadIdx.y + half) * 32 + threadIdx.x];
-    if (other.n > 0) all.add(other);
-    shared[threadIdx.y * 32 + threadIdx.x] = all;
-  }
-  if (threadIdx.y == 0 && column < m.columns) m.write(column, all);
-}
-
 template <class T, class Source>
 void batch_moments_cuda(const Context& ctx, const Source& source, const MergedBlocks<T>& m) {
   if (m.columns == 0) return;
@@ -268,7 +208,8 @@ void batch_moments_cuda(const Context& ctx, const Source& source, const MergedBl
     start.template operator()<vec_width<T>>();
   else
     start.template operator()<1>();
-  launch(ctx, merge_kernel<T>, blocks_for(m.columns, 32), dim3(32, 32), 1024 * sizeof(Moments<T>), m);
+  launch(ctx, merge_kernel<T>, blocks_for(m.columns, merge_columns), dim3(merge_columns, merge_threads),
+         merge_columns * merge_threads * sizeof(Moments<T>), m);
 }
 
 /// Column constants of a thread stay in registers over its rows: 8 warps a block, each `at_once` rows of

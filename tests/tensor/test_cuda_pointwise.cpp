@@ -10,6 +10,7 @@
 
 #include "tensor/error.h"
 #include "tensor/kernels.h"
+#include "tensor/kernels/copy_each.h"
 #include "tensor/kernels/gated_batch_norm.h"
 #include "tensor/rng.h"
 
@@ -276,6 +277,54 @@ TEST_CASE("cuda pointwise: BatchNorm, training and evaluation") {
             kernels::batch_norm_backward(r.ctx, n.x, weight, n.mean, n.rstd, training, dy, none, dw, db);
           },
           training ? 2e-4 : 2e-5);  // x near 100: seven digits leave five after the mean
+}
+
+TEST_CASE("cuda pointwise: BatchNorm over more blocks of rows than a column has threads to merge them") {
+  const Shape shape{8600, 5};
+  check(
+      named("batch_norm", shape),
+      [&](Run& r) {
+        const Tensor weight = r.vector({5}), bias = r.vector({5});
+        kernels::BatchNorm n{.x = r.in(shape, -3, 5), .weight = weight, .bias = bias};
+        n.epsilon = 1e-5, n.training = true;
+        n.y = r.out(shape), n.mean = r.dense_out({5}), n.rstd = r.dense_out({5});
+        kernels::batch_norm(r.ctx, n);
+      },
+      1e-5);
+}
+
+TEST_CASE("cuda pointwise: copies of several tensors in one launch, whole packs or not, one of them empty") {
+  for (const int64_t width : {7, 64})
+    check(
+        named("copy_each", {3, width}),
+        [&](Run& r) {
+          std::vector<std::pair<Tensor, Tensor>> pairs;
+          for (const Shape& shape : {Shape{3, width}, Shape{40, 2 * width}, Shape{width}, Shape{0, width}})
+            pairs.emplace_back(r.in(shape), shape.rank() == 1 ? r.out(shape) : r.dense_out(shape));
+          kernels::copy_each(r.ctx, pairs);
+          kernels::copy_each(r.ctx, {});
+        },
+        1e-7);  // inputs rounded to float32
+}
+
+TEST_CASE("cuda pointwise: a linear layer of one input column, rows of several blocks and pieces") {
+  for (const Shape& shape : {Shape{1, 1}, Shape{3, 63}, Shape{150, 132}, Shape{701, 7}, Shape{2, 150, 260}})
+    check(
+        named("linear of one column", shape),
+        [&](Run& r) {
+          const int64_t width = shape[-1];
+          Shape rows = shape;
+          rows[-1] = 1;
+          const Tensor x = r.in(rows), dy = r.in(shape), weight = r.vector({1, width}).transpose(0, 1),
+                       bias = r.vector({width});
+          Tensor y = r.out(shape), bare = r.out(shape), none;
+          kernels::linear(r.ctx, x, weight, bias, y);
+          kernels::linear(r.ctx, x, weight, none, bare);
+          Tensor dw = r.dense_out({width, 1}), db = r.dense_out({width}), dw_alone = r.dense_out({width, 1});
+          kernels::linear_backward_weight(r.ctx, dy, x, dw, db);
+          kernels::linear_backward_weight(r.ctx, dy, x, dw_alone, none);
+        },
+        1e-5);
 }
 
 TEST_CASE("cuda pointwise: BatchNorm of a gate") {
