@@ -169,6 +169,23 @@ OpCase linear_case() {
       1e-6, 1e-4};
 }
 
+/// Rows of whole packs, and odd ones, which take other paths.
+OpCase dropped_case(bool packs) {
+  return {packs ? "linear_attention: dropout, rows of whole packs" : "linear_attention: dropout",
+          Op::linear_attention,
+          [packs](uint64_t seed, Device device) {
+            Rng rng(seed);
+            const int64_t B = odd_size(rng, 2), T = odd_size(rng) + (seed % 2 ? 70 : 0), H = odd_size(rng, 2),
+                          N = packs ? 4 : odd_size(rng, 7), P = (packs ? 8 : 1) * odd_size(rng, 3);
+            return OpInstance{
+                [](Tape&, const Values& x) { return Values{linear_attention(x[0], x[1], x[2], {}, 0.3).y}; },
+                {uniform_tensor(rng, {B, T, H, N}, 0.1, 2, device),
+                 uniform_tensor(rng, {B, T, H, N}, 0.1, 2, device), normal_tensor(rng, {B, T, H, P}, device)},
+                {"q", "k", "v"}};
+          },
+          1e-6, 1e-4};
+}
+
 /// Gradients at what q and k are elu + 1 of.
 OpCase elu_case(const char* what, Op op) {
   return {
@@ -244,6 +261,8 @@ std::vector<OpCase> op_cases_attention() {
           skip_case(false),
           skip_case(true),
           linear_case(),
+          dropped_case(false),
+          dropped_case(true),
           elu_case("of elu", Op::linear_attention),
           elu_case("of elu", Op::norm_attention),
           norm_attention_case("softplus", NormFunction::softplus, true),

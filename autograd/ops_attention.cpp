@@ -5,6 +5,7 @@
 #include "autograd/ops_shape.h"
 #include "tensor/error.h"
 #include "tensor/kernels.h"
+#include "tensor/kernels/dropped_attention.h"
 #include "tensor/kernels/elu_gradients.h"
 
 namespace eigentrace {
@@ -118,23 +119,29 @@ NormScaled norm_scale(const Var& y, NormFunction f, const Var& n, const Var& off
   return {result, log_eta};
 }
 
-Normalised linear_attention(const Var& q, const Var& k, const Var& v, const EluOf& of) {
+Normalised linear_attention(const Var& q, const Var& k, const Var& v, const EluOf& of, double dropout) {
   if (!fused(q, v)) {
     const Var log_eta = attention_normaliser(q, k);
-    return {divide_by_eta(ssd(q, k, v, {}, {}), log_eta), log_eta.value()};
+    return {eigentrace::dropout(divide_by_eta(ssd(q, k, v, {}, {}), log_eta), dropout), log_eta.value()};
+  }
+  if (dropout > 0 && !kernels::attention_drops(q.value(), v.value())) {
+    const Normalised all = linear_attention(q, k, v, of);
+    return {eigentrace::dropout(all.y, dropout), all.log_eta};
   }
   Context& ctx = q.ctx();
   Tensor y = ctx.empty(v.shape(), v.dtype()),
          log_eta = ctx.empty(v.shape().without(3), arithmetic_type(v.dtype()));
   Tensor kept;
+  kernels::Dropout drop;
+  if (dropout > 0) drop = {dropout, q.tape().next_random_op()};
   if (q.tape().recording()) kept = kernels::linear_attention_kept(ctx, q.value(), v.value());
-  kernels::linear_attention(ctx, q.value(), k.value(), v.value(), y, log_eta, kept);
+  kernels::linear_attention_dropped(ctx, q.value(), k.value(), v.value(), drop, y, log_eta, kept);
   const bool elu = of.x.defined();
   const VarRef x = elu ? of.x.ref() : q.ref(), z = elu ? of.z.ref() : k.ref();
   const Var result = q.tape().record(Op::linear_attention, y, {x, z, v.ref()}, [=](Backward& b) {
     Tensor dx = b.destination(x), dz = b.destination(z), dv = b.destination(v.ref());
-    const auto run = elu ? kernels::linear_attention_elu_backward : kernels::linear_attention_backward;
-    run(b.ctx(), q.value(), k.value(), v.value(), log_eta, b.dy(), dx, dz, dv, kept);
+    kernels::linear_attention_dropped_backward(b.ctx(), q.value(), k.value(), v.value(), log_eta, drop, elu,
+                                               b.dy(), dx, dz, dv, kept);
     b.commit(x, dx), b.commit(z, dz), b.commit(v.ref(), dv);
   });
   return {result, log_eta};

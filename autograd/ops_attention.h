@@ -51,8 +51,10 @@ struct EluOf {
   Var x, z;
 };
 /// divide_by_eta(ssd(q, k, v), attention_normaliser(q, k)): one op where kernels::attention_is_fused, else
-/// those three.
-Normalised linear_attention(const Var& q, const Var& k, const Var& v, const EluOf& of = {});
+/// those three. dropout: of y at the end, a draw for each element, in the same op where
+/// kernels::attention_drops.
+Normalised linear_attention(const Var& q, const Var& k, const Var& v, const EluOf& of = {},
+                            double dropout = 0);
 /// norm_scale(ssd(q, k, v), f, n, offset, scale): one op where kernels::attention_is_fused, else those two.
 Normalised norm_attention(const Var& q, const Var& k, const Var& v, NormFunction f, const Var& n,
                           const Var& offset, double scale, const EluOf& of = {});

@@ -30,7 +30,7 @@ class Attention : public Mixer {
     const Shape rows{y.dim(0), y.dim(1), v_};
     const Var merged = reshape(y, rows);
     (void)terms;
-    return out_(forward, drops_weights() ? merged : dropout(merged, forward.rate(config_.att_dropout)));
+    return out_(forward, drops_before(forward) ? merged : dropout(merged, forward.rate(config_.att_dropout)));
   }
 
   std::vector<LambdaSource> lambda_sources(const Terms&, const Mixed& mixed) const override {
@@ -42,8 +42,8 @@ class Attention : public Mixer {
 
  protected:
   virtual Family kind() const = 0;
-  /// True iff att_dropout acts on the attention weights instead of on y.
-  virtual bool drops_weights() const { return false; }
+  /// True iff att_dropout has acted when finish begins: on the attention weights or on y.
+  virtual bool drops_before(const Forward&) const { return false; }
   /// True iff q and k pass through elu + 1 before the recurrence.
   virtual bool elu_features() const { return false; }
 
@@ -112,7 +112,7 @@ class SoftmaxAttention final : public QkvAttention {
 
  protected:
   Family kind() const override { return Family::softmax_attention; }
-  bool drops_weights() const override { return true; }
+  bool drops_before(const Forward&) const override { return true; }
 
  private:
   Mixed attend(Forward& forward, const Terms& terms, const Labels* labels) const {
@@ -140,9 +140,10 @@ class LinearAttention final : public QkvAttention {
  public:
   using QkvAttention::QkvAttention;
   const char* family() const override { return "lin-attention"; }
-  Mixed mix(Forward&, const Terms& terms) const override {
+  Mixed mix(Forward& forward, const Terms& terms) const override {
     const AttentionTerms& t = own(terms);
-    const Normalised out = linear_attention(t.q, t.k, t.v, t.of);
+    const double rate = drops_before(forward) ? forward.rate(config_.att_dropout) : 0;
+    const Normalised out = linear_attention(t.q, t.k, t.v, t.of, rate);
     return {out.y, out.log_eta};
   }
   bool has_mix_with() const override { return true; }
@@ -160,6 +161,8 @@ class LinearAttention final : public QkvAttention {
  protected:
   Family kind() const override { return Family::linear_attention; }
   bool elu_features() const override { return true; }
+  /// Where nobody reads y before it is dropped, or some rows of it alone.
+  bool drops_before(const Forward& forward) const override { return !forward.on_mixer && !forward.only; }
 };
 
 /// Order of the projection: v, q, k, n. n is never convolved.

@@ -5,11 +5,8 @@
 
 namespace eigentrace::kernels {
 
-/// linear_attention_backward with the gradients of x and z in place of dq and dk.
-void linear_attention_elu_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
-                                   const Tensor& log_eta, const Tensor& dout, Tensor& dx, Tensor& dz,
-                                   Tensor& dv, const Tensor& kept);
-/// norm_attention_backward, likewise.
+/// norm_attention_backward with the gradients of x and z in place of dq and dk. Linear attention's is in
+/// dropped_attention.h.
 void norm_attention_elu_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
                                  NormFunction f, const Tensor& n, const Tensor& offset, double scale,
                                  const Tensor& log_eta, const Tensor& dout, Tensor& dx, Tensor& dz,

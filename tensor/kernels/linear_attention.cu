@@ -11,6 +11,7 @@
 #include "tensor/float32_copies.h"
 #include "tensor/heads.h"
 #include "tensor/kernels.h"
+#include "tensor/kernels/dropped_attention.h"
 #include "tensor/kernels/elu_gradients.h"
 #ifdef EIGENTRACE_WITH_CUDA
 #include "tensor/kernels/norm_function.h"
@@ -75,13 +76,15 @@ struct NormGradient {
 /// of_elu: dq and dk are the gradients of what q and k are elu + 1 of.
 void linear_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_eta,
                      const Tensor& dout, Tensor& dq, Tensor& dk, Tensor& dv,
-                     [[maybe_unused]] const Tensor& kept, [[maybe_unused]] bool of_elu) {
+                     [[maybe_unused]] const Tensor& kept, [[maybe_unused]] bool of_elu,
+                     [[maybe_unused]] const Dropout& drop = {}) {
   check("linear_attention_backward", ctx, dq.defined() ? dq : q, dk.defined() ? dk : k, dv.defined() ? dv : v,
         dout, log_eta);
 #ifdef EIGENTRACE_WITH_CUDA
   if (dout.numel() == 0) return;
   SsdExtras extras;
   extras.linear = true, extras.row = factor_of(log_eta, 1), extras.of_elu = of_elu;
+  extras.drop = drop;
   run_fast(ctx, {q, k, v, {}, {}, {}, dout, dq, dk, dv, {}, {}}, extras, kept);
 #endif
 }
@@ -116,13 +119,30 @@ void norm_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor&
 }  // namespace
 
 void linear_attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, Tensor& out,
-                      Tensor& log_eta, [[maybe_unused]] const Tensor& kept) {
-  if (in_float32(ctx, linear_attention, q, k, v, out, log_eta, kept)) return;
+                      Tensor& log_eta, const Tensor& kept) {
+  linear_attention_dropped(ctx, q, k, v, {}, out, log_eta, kept);
+}
+
+bool attention_drops(const Tensor& q, const Tensor& v) {
+#ifdef EIGENTRACE_WITH_CUDA
+  return y_can_drop(q, v);
+#else
+  return (void)q, (void)v, false;
+#endif
+}
+
+void linear_attention_dropped(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
+                              const Dropout& drop, Tensor& out, Tensor& log_eta,
+                              [[maybe_unused]] const Tensor& kept) {
+  if (in_float32(ctx, linear_attention_dropped, q, k, v, drop, out, log_eta, kept)) return;
   check("linear_attention", ctx, q, k, v, out, log_eta);
+  if (drop.p > 0 && !(attention_drops(q, v) && out.contiguous()))
+    fail("linear_attention_dropped: N up to 16 and a dense result expected, found " + to_string(q) + ", " +
+         to_string(out) + "; use dropout");
 #ifdef EIGENTRACE_WITH_CUDA
   if (out.numel() == 0) return;
   SsdExtras extras;
-  extras.linear = true, extras.log_eta = log_eta;
+  extras.linear = true, extras.log_eta = log_eta, extras.drop = drop;
   run_fast(ctx, {q, k, v, {}, {}, out, {}, {}, {}, {}, {}, {}}, extras, kept);
 #endif
 }
@@ -134,11 +154,14 @@ void linear_attention_backward(Context& ctx, const Tensor& q, const Tensor& k, c
   linear_backward(ctx, q, k, v, log_eta, dout, dq, dk, dv, kept, false);
 }
 
-void linear_attention_elu_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
-                                   const Tensor& log_eta, const Tensor& dout, Tensor& dx, Tensor& dz,
-                                   Tensor& dv, const Tensor& kept) {
-  if (in_float32(ctx, linear_attention_elu_backward, q, k, v, log_eta, dout, dx, dz, dv, kept)) return;
-  linear_backward(ctx, q, k, v, log_eta, dout, dx, dz, dv, kept, true);
+void linear_attention_dropped_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
+                                       const Tensor& log_eta, const Dropout& drop, bool of_elu,
+                                       const Tensor& dout, Tensor& dq, Tensor& dk, Tensor& dv,
+                                       const Tensor& kept) {
+  if (in_float32(ctx, linear_attention_dropped_backward, q, k, v, log_eta, drop, of_elu, dout, dq, dk, dv,
+                 kept))
+    return;
+  linear_backward(ctx, q, k, v, log_eta, dout, dq, dk, dv, kept, of_elu, drop);
 }
 
 Tensor linear_attention_kept(Context& ctx, const Tensor& q, const Tensor& v) {

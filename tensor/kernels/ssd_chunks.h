@@ -31,6 +31,7 @@
 // for 2,200 products of 16×8×8, issued by two warps a scheduler at a third of the rate (fixed latencies and
 // loads from shared memory), and waits at barriers for the six warps that hold pairs.
 #ifdef EIGENTRACE_WITH_CUDA
+#include "tensor/dropout_stream.h"
 #include "tensor/kernels/ssd_cuda.cuh"
 
 namespace eigentrace::kernels {
@@ -52,6 +53,14 @@ struct StepFactor {
   }
 };
 
+/// Dropout of y, [B, T, H, P] dense, a draw an element; what dy is multiplied by as it is read. N ≤ 16 alone.
+struct SsdMask {
+  DropoutStream stream;
+  bool drops = false;
+  int64_t heads, width;  // H, P
+  __device__ __forceinline__ int64_t element(int64_t row, int h) const { return (row * heads + h) * width; }
+};
+
 /// What decays and weights are to the steps of each chunk, [B H, chunks, 64]; past the end weight 0 and no
 /// decay. Absent: all of it 1. A_i / log 2 is held in two floats: a difference of two sums is exact to 2⁻²³
 /// of itself, whatever their size.
@@ -70,6 +79,7 @@ struct SsdStates {
   StepFactor row;                        // used where a scale is absent
   float* states;                         // [B H, chunks, elements]
   bool reverse, whole, sums, aligned;    // whole: a block walks all chunks; else one, and sums are to follow
+  SsdMask mask;                          // of y
 };
 
 /// One pass of the other kernels. What has no data is absent or not wanted.
@@ -84,6 +94,7 @@ struct SsdPass {
   bool aligned, even;   // rows of q, k, v, dy at multiples of 16 bytes; results' rows at multiples of 8
   SsdFactors f;
   StepFactor row;  // r_i, in the forward pass of linear attention unused
+  SsdMask mask;
   PerStep<const float> skip;
   PerStep<float> dw, dlog_a, log_eta;
   const float *states, *later;  // S_c, z_c, and R_c

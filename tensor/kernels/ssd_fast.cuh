@@ -252,7 +252,7 @@ inline void run_states(const Context& ctx, const SsdPass& pass, float* states, b
     s.scale = reverse ? pass.f.fade : pass.f.weight, s.scale_2 = reverse ? nullptr : pass.f.to_end;
     if (pass.decays) s.decay = pass.f.decay;
   }
-  if (reverse) s.row = pass.row;
+  if (reverse) s.row = pass.row, s.mask = pass.mask;
   s.states = states;
   const int64_t sequences = int64_t{s.B} * s.H;
   s.slice = s.Np == 128 ? 64 : s.Pp == 128 && sequences >= 96 ? 128 : 32;
@@ -278,7 +278,10 @@ struct SsdExtras {
   Tensor log_eta;       // written in linear attention's forward pass
   Tensor delta;         // [B, T, H], written in the backward pass
   Tensor skip, dskip;   // [H]
+  Dropout drop;         // of y, where y_can_drop
 };
+/// True iff the kernels of this file can drop elements of y and of dy as they are written and read.
+inline bool y_can_drop(const Tensor& q, const Tensor& v) { return SsdRoom(q, v, false, true).Np == 16; }
 
 /// Memory that the forward pass leaves for the backward pass.
 inline Tensor fast_kept(Context& ctx, const Tensor& q, const Tensor& v, bool has_factors, bool linear) {
@@ -319,6 +322,8 @@ inline void run_fast(Context& ctx, const SsdTensors& x, const SsdExtras& extras,
               rows_aligned(s.v, 16) && rows_aligned(s.dy, 16);
   s.even = s.N % 2 == 0 && s.P % 2 == 0 && rows_aligned(s.y, 8) && rows_aligned(s.dq, 8) &&
            rows_aligned(s.dk, 8) && rows_aligned(s.dv, 8);
+  if (extras.drop.p > 0)
+    s.mask = {dropout_stream(ctx, extras.drop.p, extras.drop.op), true, x.v.dim(2), x.v.dim(3)};
   s.row = extras.row, s.skip = PerStep<const float>(extras.skip);
   s.dw = PerStep<float>(x.dw), s.dlog_a = PerStep<float>(x.dlog_a),
   s.log_eta = PerStep<float>(extras.log_eta);

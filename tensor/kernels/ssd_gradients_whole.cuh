@@ -127,6 +127,9 @@ __global__ void __launch_bounds__(Np == 16 ? 256 : 512, Np == 16 ? 2 : 1)
       copy_wait<1>();
     else
       copy_wait<0>();
+    if constexpr (Np == 16)
+      if (s.mask.drops)
+        mask_rows<threads, Pp, v_ld>(dy_of(each), s.mask, b * int64_t{s.steps} + t0, h, 0, s.aligned);
     __syncthreads();
 
     float M[pn][4] = {};

@@ -148,6 +148,8 @@ __global__ void __launch_bounds__(ssd_threads, Np == 16 ? 3 : 2)
         }
       }
     }
+    if constexpr (Np == 16)
+      if (s.mask.drops) mask_tile(d, s.mask, b * int64_t{s.steps} + t0 + rows[0], h, p0 + column0, lane);
     store_tile<4>(d, s.y, b, h, t0, n, row0, p0 + column0, s.P, s.even, lane);
   }
 }

@@ -76,6 +76,11 @@ __global__ void __launch_bounds__(32 * StateTiles<Np, slice>::warps, 2)
       copy_wait<0>();
     else
       copy_wait<1>();
+    if constexpr (Np == 16)
+      if (s.mask.drops)
+        mask_rows<threads, slice, slice>(buffers + step % s.stages * stage + ssd_chunk * x_ld, s.mask,
+                                         b * int64_t{s.steps} + int64_t{chunk_of(step)} * ssd_chunk, h, p0,
+                                         s.aligned);
     __syncthreads();
     issue(step + s.stages - 1);
     load_factors(step + 1);

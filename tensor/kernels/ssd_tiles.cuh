@@ -41,6 +41,87 @@ __device__ __forceinline__ void stage_rows(float* to, const float* from, int64_t
   }
 }
 
+/// Dropout's factors on what stage_rows<threads, room, ld> has brought for this thread, before others may
+/// read it: rows `step` on of batch entry b and head h, columns p0 on. A call of Philox decides for eight
+/// elements, two lanes' packs: of two rows a lane draws for one, its neighbour for the other, and they
+/// exchange halves.
+template <int threads, int room, int ld>
+__device__ __forceinline__ void mask_rows(float* to, const SsdMask& mask, int64_t first_row, int h, int p0,
+                                          bool aligned) {
+  const int tid = static_cast<int>(threadIdx.x);
+  const auto keep = static_cast<float>(mask.stream.keep_scale);
+  if (aligned && mask.width % 8 == 0) {
+    constexpr int across = room / 4, step = threads / across;
+    static_assert(ssd_chunk / step % 2 == 0);
+    const int column = tid % across * 4, first = tid / across;
+    const bool odd = tid % 2 != 0;
+#pragma unroll 2
+    for (int row = first; row < ssd_chunk; row += 2 * step) {
+      const int64_t element = mask.element(first_row + row + (odd ? step : 0), h) + p0 + column;
+      const Philox4 mine = mask.stream.words(element >> 3);
+      const uint32_t theirs[2] = {__shfl_xor_sync(0xFFFFFFFFu, odd ? mine.x[0] : mine.x[2], 1),
+                                  __shfl_xor_sync(0xFFFFFFFFu, odd ? mine.x[1] : mine.x[3], 1)};
+      const uint32_t words[2][2] = {{odd ? theirs[0] : mine.x[0], odd ? theirs[1] : mine.x[1]},
+                                    {odd ? mine.x[2] : theirs[0], odd ? mine.x[3] : theirs[1]}};
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        auto* at = reinterpret_cast<float4*>(to + swizzled(row + k * step, column, ld));
+        const float4 x = *at;
+        const auto factor = [&](int i) { return mask.stream.keeps(words[k][i / 2], i % 2) ? keep : 0.0f; };
+        *at = {x.x * factor(0), x.y * factor(1), x.z * factor(2), x.w * factor(3)};
+      }
+    }
+  } else if (aligned) {
+    constexpr int across = room / 4, step = threads / across;
+    const int column = tid % across * 4;
+    for (int row = tid / across; row < ssd_chunk; row += step)
+      for (int i = 0; i < 4; ++i)
+        to[swizzled(row, column, ld) + i] *=
+            mask.stream.template factor<float>(mask.element(first_row + row, h) + p0 + column + i);
+  } else {
+    for (int e = tid; e < ssd_chunk * room; e += threads)
+      to[swizzled(e / room, e % room, ld)] *=
+          mask.stream.template factor<float>(mask.element(first_row + e / room, h) + p0 + e % room);
+  }
+}
+
+/// The same of a tile of 16 × 32 in registers, rows `row` and `row` + 8: a lane draws for eight columns of
+/// each row, all four put their decisions together.
+__device__ __forceinline__ void mask_tile(float (&d)[4][4], const SsdMask& mask, int64_t row, int h,
+                                          int column0, const Lane& lane) {
+  const int64_t element[2] = {mask.element(row, h) + column0, mask.element(row + 8, h) + column0};
+  uint32_t kept[2] = {};  // of columns 8 j + e of the lane, at bit 8 j + e
+  if (mask.width % 8 == 0) {
+    const int64_t block[2] = {(element[0] >> 3) + lane.t, (element[1] >> 3) + lane.t};
+    Philox4 words[2];
+    DropoutStream::words<2>(static_cast<uint64_t>(mask.stream.state[0]),
+                            static_cast<uint64_t>(mask.stream.state[1]) << 32 | mask.stream.op, block, words);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) kept[r] |= mask.stream.keeps(words[r].x[i / 2], i % 2) ? 1u << i : 0u;
+      kept[r] <<= 8 * lane.t;
+      kept[r] |= __shfl_xor_sync(0xFFFFFFFFu, kept[r], 1);
+      kept[r] |= __shfl_xor_sync(0xFFFFFFFFu, kept[r], 2);
+      kept[r] >>= 2 * lane.t;
+    }
+  } else {
+#pragma unroll 1
+    for (int i = 0; i < 8; ++i)
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+        if (mask.stream.template factor<float>(element[r] + i / 2 * 8 + 2 * lane.t + i % 2) != 0)
+          kept[r] |= 1u << (i / 2 * 8 + i % 2);
+  }
+  const auto keep = static_cast<float>(mask.stream.keep_scale);
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) d[j][2 * r + e] *= kept[r] & 1u << (8 * j + e) ? keep : 0.0f;
+}
+
 /// Copies a state, [rows, ld] dense, or `ld` columns of rows `stride` apart.
 template <int threads, int rows, int ld>
 __device__ __forceinline__ void stage_state(float* to, const float* from, int stride) {
