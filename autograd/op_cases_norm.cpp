@@ -58,6 +58,27 @@ OpCase residual_case(const char* what, double p, bool use_sum, bool use_normed, 
   return result;
 }
 
+/// x + glu(both); x goes on elsewhere too.
+OpCase glu_case(const char* what, bool use_sum, bool use_normed) {
+  return {std::string("residual_layer_norm: of a gated linear unit, ") + what, Op::residual_layer_norm,
+          [=](uint64_t seed, Device device) {
+            Rng rng(seed);
+            const int64_t width = seed % 2 ? 4 * odd_size(rng, 7) : odd_size(rng, 100) + 2;
+            const int64_t B = odd_size(rng, 7), T = odd_size(rng, 63);
+            return OpInstance{
+                [=](Tape&, const Values& in) {
+                  const ResidualNorm r = residual_layer_norm_of_glu(in[0], in[1], in[2], in[3], 1e-2);
+                  Values out{unary(Unary::silu, in[0])};
+                  if (use_sum) out.push_back(unary(Unary::silu, r.sum));
+                  if (use_normed) out.push_back(unary(Unary::silu, r.normed));
+                  return out;
+                },
+                {normal_tensor(rng, {B, T, width}, device), normal_tensor(rng, {B, T, 2 * width}, device),
+                 normal_tensor(rng, {width}, device), normal_tensor(rng, {width}, device)},
+                {"x", "both", "weight", "bias"}};
+          }};
+}
+
 }  // namespace
 
 std::vector<OpCase> op_cases_norm() {
@@ -118,6 +139,9 @@ std::vector<OpCase> op_cases_norm() {
   cases.push_back(residual_case("the branch dropped out", 0.3, true, true));
   cases.push_back(residual_case("the branch dropped out, the sum alone goes on", 0.3, true, false));
   cases.push_back(residual_case("the branch alone, dropped out", 0.3, true, true, true));
+  cases.push_back(glu_case("sum and normed go on", true, true));
+  cases.push_back(glu_case("the sum alone goes on", true, false));
+  cases.push_back(glu_case("normed alone goes on", false, true));
   for (OpCase& op_case : cases) op_case.tolerance = 1e-6, op_case.float32_tolerance = 2e-4;
   return cases;
 }

@@ -5,6 +5,7 @@
 #include "tensor/error.h"
 #include "tensor/kernels.h"
 #include "tensor/kernels/gated_batch_norm.h"
+#include "tensor/kernels/glu_norm.h"
 #include "tensor/kernels/norm_add.h"
 
 namespace eigentrace {
@@ -125,6 +126,50 @@ ResidualNorm residual_layer_norm(const Var& x, const Var& branch, double dropout
     });
   };
   std::vector<Var> out = branch.tape().record_many(Op::residual_layer_norm, {n.sum, n.y}, refs, backward);
+  return {out[0], out[1]};
+}
+
+ResidualNorm residual_layer_norm_of_glu(const Var& x, const Var& both, const Var& weight, const Var& bias,
+                                        double epsilon) {
+  constexpr const char* what = "residual_layer_norm_of_glu";
+  check(what, x, weight, "weight");
+  check(what, x, bias, "bias");
+  Shape doubled = x.shape();
+  doubled[-1] *= 2;
+  if (!(both.shape() == doubled) || both.dtype() != x.dtype())
+    fail(fmt::format("{}: both: {} expected, found {}", what, to_string(doubled), to_string(both.value())));
+  Context& ctx = x.ctx();
+  kernels::NormForward n{.x = x.value(), .weight = weight.value(), .bias = bias.value()};
+  n.epsilon = epsilon;
+  n.sum = ctx.empty(x.shape(), x.dtype());
+  n.y = ctx.empty(x.shape(), x.dtype());
+  n.mean = ctx.empty(rows_shape(x), weight.dtype());
+  n.rstd = ctx.empty(rows_shape(x), weight.dtype());
+  kernels::glu_layer_norm(ctx, n, both.value());
+  const VarRef refs[] = {x.ref(), both.ref(), weight.ref(), bias.ref()};
+  const auto backward = [x = x.ref(), both, weight, bias = bias.ref(), sum = n.sum, mean = n.mean,
+                         rstd = n.rstd](Backward& b) {
+    Tensor dx;
+    if (b.has_dy(1)) {
+      kernels::NormBackward g{.x = sum,
+                              .weight = weight.value(),
+                              .mean = mean,
+                              .rstd = rstd,
+                              .dy = b.dy(1),
+                              .dsum = b.has_dy(0) ? b.dy(0) : Tensor{}};
+      with_parameters(b, g, weight.ref(), bias, [&](auto&& norm) {
+        if (x.slot >= 0 || both.needs_gradient()) g.dx = b.ctx().empty(sum.shape(), sum.dtype());
+        norm();
+        dx = g.dx;
+      });
+    } else {
+      dx = b.dy(0);  // the sum alone went on
+    }
+    if (!dx.defined()) return;
+    b.gradient(both, [&](Tensor& d) { kernels::glu_backward(b.ctx(), both.value(), dx, d); });
+    b.add_gradient(x, dx);
+  };
+  const std::vector<Var> out = x.tape().record_many(Op::residual_layer_norm, {n.sum, n.y}, refs, backward);
   return {out[0], out[1]};
 }
 

@@ -20,6 +20,11 @@ struct ResidualNorm {
 ResidualNorm residual_layer_norm(const Var& x, const Var& branch, double dropout, const Var& weight,
                                  const Var& bias, double epsilon);
 
+/// residual_layer_norm(x, glu(both), 0, weight, bias, epsilon), both [..., 2D]; on a GPU glu's result never
+/// reaches memory. Kept: both and what residual_layer_norm keeps.
+ResidualNorm residual_layer_norm_of_glu(const Var& x, const Var& both, const Var& weight, const Var& bias,
+                                        double epsilon);
+
 /// Running statistics of a BatchNorm, [D] each, in memory of their own (no step memory); initially 0 and 1.
 struct RunningStatistics {
   Tensor mean, var;

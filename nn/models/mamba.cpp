@@ -30,8 +30,15 @@ class Block {
     const Var mixed = (*mixer_)(forward, layer, before.normed);
     forward.tape.set_scope(scope_);
     const Var active = activation(Unary::gelu, mixed, rate);
-    Stream out{forward.wanted_rows(layer, before.sum), glu_ ? glu(linear_(forward, active)) : active, rate};
-    if (!prenorm_) out = {norm_of(forward, norm_, out).normed, {}, 0};
+    const Var x = forward.wanted_rows(layer, before.sum), wide = glu_ ? linear_(forward, active) : Var();
+    Stream out;
+    if (glu_ && !prenorm_ && rate == 0) {
+      out.x = residual_layer_norm_of_glu(x, wide, forward(norm_.weight), forward(norm_.bias), norm_.epsilon)
+                  .normed;
+    } else {
+      out = {x, glu_ ? glu(wide) : active, rate};
+      if (!prenorm_) out = {norm_of(forward, norm_, out).normed, {}, 0};
+    }
     if (forward.on_block) {
       out = {sum_of(out), {}, 0};
       forward.on_block(layer, out.x);

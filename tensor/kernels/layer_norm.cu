@@ -10,6 +10,7 @@
 #include "tensor/dispatch.h"
 #include "tensor/dropout_stream.h"
 #include "tensor/kernels.h"
+#include "tensor/kernels/glu_norm.h"
 #include "tensor/kernels/layer_norm_cuda.cuh"
 #include "tensor/kernels/norm_add.h"
 
@@ -144,6 +145,22 @@ Rows<T> optional_rows(const Tensor& x, const char* what) {
   return x.defined() ? rows_of<T>(x, what) : Rows<T>{nullptr, 0, 0, 0};
 }
 
+template <class S>
+NormForwardRows<S> forward_rows(const NormForward& n, const DropoutStream& mask) {
+  using T = Arithmetic<S>;
+  return {optional_rows<S>(n.x, "layer_norm: x"),
+          rows_of<S>(n.y, "layer_norm: y"),
+          optional_rows<S>(n.branch, "layer_norm: branch"),
+          optional_rows<S>(n.sum, "layer_norm: sum"),
+          n.weight.data<T>(),
+          n.bias.defined() ? n.bias.data<T>() : nullptr,
+          n.mean.defined() ? n.mean.data<T>() : nullptr,
+          n.rstd.data<T>(),
+          static_cast<T>(n.epsilon),
+          n.mean.defined(),
+          mask};
+}
+
 }  // namespace
 
 void layer_norm(Context& ctx, const NormForward& n) {
@@ -156,21 +173,35 @@ void layer_norm(Context& ctx, const NormForward& n) {
          to_string(n.y) + "; equal shapes expected");
   DropoutStream mask = dropout_stream(ctx, n.p, n.random_op);
   if (n.p == 0) mask.threshold = 0;
-  dispatch_stored(ctx, "layer_norm", n.y.dtype(), [&]<class S>() {
-    using T = Arithmetic<S>;
-    NormForwardRows<S> f{optional_rows<S>(n.x, "layer_norm: x"),
-                         rows_of<S>(n.y, "layer_norm: y"),
-                         optional_rows<S>(n.branch, "layer_norm: branch"),
-                         optional_rows<S>(n.sum, "layer_norm: sum"),
-                         n.weight.data<T>(),
-                         n.bias.defined() ? n.bias.data<T>() : nullptr,
-                         n.mean.defined() ? n.mean.data<T>() : nullptr,
-                         n.rstd.data<T>(),
-                         static_cast<T>(n.epsilon),
-                         n.mean.defined(),
-                         mask};
-    run_forward(ctx, f);
-  });
+  dispatch_stored(ctx, "layer_norm", n.y.dtype(),
+                  [&]<class S>() { run_forward(ctx, forward_rows<S>(n, mask)); });
+}
+
+void glu_layer_norm(Context& ctx, const NormForward& n, const Tensor& both) {
+  const int64_t width = n.y.dim(-1);
+  Shape doubled = n.y.shape();
+  doubled[-1] = 2 * width;
+  check_parameter("glu_layer_norm", n.weight, n.y);
+  check_parameter("glu_layer_norm", n.bias, n.y);
+  if (!n.x.defined() || !(n.x.shape() == n.y.shape()) || !(both.shape() == doubled))
+    fail("glu_layer_norm: x of y's shape and glu's operand twice as wide expected, found " + to_string(n.x) +
+         ", " + to_string(both) + " and " + to_string(n.y));
+  bool done = false;
+#ifdef EIGENTRACE_WITH_CUDA
+  if (ctx.device().is_cuda())
+    dispatch_stored(ctx, "glu_layer_norm", n.y.dtype(), [&]<class S>() {
+      NormForward halves = n;
+      halves.branch = both.slice(-1, 0, width);
+      NormForwardRows<S> f = forward_rows<S>(halves, {});
+      f.gate = rows_of<S>(both.slice(-1, width, width), "glu_layer_norm: both");
+      done = norm_forward_gated(ctx, f);
+    });
+#endif
+  if (done) return;
+  NormForward plain = n;
+  glu(ctx, both, plain.sum);  // its place until x is added
+  plain.branch = plain.sum, plain.p = 0;
+  layer_norm(ctx, plain);
 }
 
 void layer_norm_backward(Context& ctx, const NormBackward& n) {

@@ -12,6 +12,7 @@
 #include "tensor/kernels.h"
 #include "tensor/kernels/copy_each.h"
 #include "tensor/kernels/gated_batch_norm.h"
+#include "tensor/kernels/glu_norm.h"
 #include "tensor/rng.h"
 
 using namespace eigentrace;
@@ -239,6 +240,22 @@ TEST_CASE("cuda pointwise: LayerNorm and RMSNorm, plain and residual") {
           },
           width == 1 ? 1e-3 : 2e-5);  // of one number a row the variance is rounding alone
     }
+}
+
+TEST_CASE("cuda pointwise: LayerNorm of a residual and a gated linear unit") {
+  for (const int64_t width : {1, 63, 100, 260, 512, 1100}) {
+    const int64_t rows = width < 200 ? 19 : 9;
+    check(
+        named("glu_layer_norm", {rows, width}),
+        [&](Run& r) {
+          const Shape shape{rows, width};
+          kernels::NormForward f{.x = r.in(shape), .weight = r.vector({width}), .bias = r.vector({width})};
+          f.epsilon = 1e-3, f.sum = r.out(shape), f.y = r.out(shape);
+          f.rstd = r.dense_out({rows}), f.mean = r.dense_out({rows});
+          kernels::glu_layer_norm(r.ctx, f, r.in({rows, 2 * width}));
+        },
+        width == 1 ? 1e-3 : 2e-5);  // of one number a row the variance is rounding alone
+  }
 }
 
 TEST_CASE("cuda pointwise: LayerNorm over more rows than a block takes") {
