@@ -64,18 +64,27 @@ __global__ void __launch_bounds__(attention_pack_threads, 5)
   constexpr int threads = attention_pack_threads, lanes = P / 4, together = Block::together,
                 each = Block::each, q_pieces = Block::rows * N / 4,
                 q_each = (q_pieces + threads - 1) / threads;
-  const unsigned at_tile = blockIdx.x / Block::blocks, H = static_cast<unsigned>(a.size.H),
-                 item = at_tile / static_cast<unsigned>(tiles), b = item / H, h = item % H;
-  const int length = static_cast<int>(a.size.T), tile = static_cast<int>(at_tile) % tiles,
-            i0 = tile * Pack::queries, row0 = static_cast<int>(blockIdx.x) % Block::blocks * Block::rows;
-  int64_t to_tile = at_tile;
+  const unsigned at_tile = blockIdx.x / Block::blocks, H = static_cast<unsigned>(a.size.H);
+  unsigned item = at_tile / static_cast<unsigned>(tiles);
+  const int length = static_cast<int>(a.size.T),
+            row0 = static_cast<int>(blockIdx.x) % Block::blocks * Block::rows;
+  int tile = static_cast<int>(at_tile) % tiles;
   int first = 0, end = 0;  // of this tile's, of the sequence's picks
-  if constexpr (picked) {
-    const int begin = picks.before(static_cast<int>(b), 0);
-    first = begin + i0, end = picks.before(static_cast<int>(b), picks.pieces);
-    if (first >= end) return;
-    to_tile = int64_t{h} * picks.capacity + begin / Pack::queries + static_cast<int>(b) + tile;
+  if constexpr (picked) {  // one of a head's `capacity`: of the last sequence whose first tile is no later
+    int last = -1;
+    for (int s = 0; s < a.size.B; s += threads) {
+      const int own = s + static_cast<int>(threadIdx.x);
+      last += __syncthreads_count(own < a.size.B && picks.before(own, 0) / Pack::queries + own <= tile);
+    }
+    const int begin = picks.before(last, 0);
+    end = picks.before(last, picks.pieces);
+    tile -= begin / Pack::queries + last;
+    first = begin + tile * Pack::queries;
+    if (tile < 0 || first >= end) return;
+    item = static_cast<unsigned>(last) * H + item;
   }
+  const unsigned b = item / H, h = item % H;
+  const int i0 = tile * Pack::queries;
   // where query r of the tile lies in the sequence, and in dy; outside of both: zeros
   const auto place = [&](int r) {
     if constexpr (!picked) return i0 + r;
@@ -85,7 +94,7 @@ __global__ void __launch_bounds__(attention_pack_threads, 5)
     if constexpr (!picked) return i0 + r;
     return first + r < end ? first + r : picks.size;
   };
-  unsigned char* const to = packs + to_tile * Pack::bytes;
+  unsigned char* const to = packs + int64_t{at_tile} * Pack::bytes;
   const AttentionRows q(a.q, b, h, length, a.size.N, access.q),
       dy(grad.dy, picked ? 0 : b, h, picked ? picks.size : length, a.size.P, access.dy),
       y(a.y, b, h, length, a.size.P, y_in_fours);

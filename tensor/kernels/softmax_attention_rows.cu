@@ -2,7 +2,7 @@
 // alone: what softmax_attention_backward gives for a dy that is zero in all others.
 //
 // In general dy is spread among rows of zeros for it. Where the wgmma kernels run on heads 128 wide
-// (softmax_attention_wgmma.cuh), tiles of queries are made of each sequence's labelled rows instead, and dq
+// (softmax_attention_picks.cuh), tiles of queries are made of each sequence's labelled rows instead, and dq
 // is summed at these and zero elsewhere. How many rows a sequence has is known on the device alone: the
 // forward pass, which gathers them, counts (AttentionPicks::spans).
 //
@@ -64,64 +64,64 @@ __global__ void attended_rows_kernel(Rows<float> y, DeviceLabels labels, float* 
   }
 }
 
-/// dq = scale Σ parts of the blocks of `keys` keys, in their order, at picked rows, zeros elsewhere. A block:
-/// 64 positions of a head.
+/// dq = scale Σ parts of the blocks of `keys` keys, in their order, at picked rows, zeros elsewhere, which
+/// are written first. A block: 64 positions of a head.
 template <bool vectors>
-__global__ void __launch_bounds__(pick_sum_threads, 3)
+__global__ void __launch_bounds__(pick_sum_threads, 4)
     attention_sum_picks_kernel(AttentionOperands<float> a, Heads<float> dq, AttentionParts parts, int width,
                                int keys, AttentionPicks picks) {
-  constexpr int warps = pick_sum_threads / 32, together = 2, depth = 4;
-  __shared__ int64_t part_of[queries];
+  constexpr int warps = pick_sum_threads / 32, together = 4;
+  __shared__ int position[queries];  // of the block's picks
+  __shared__ bool picked[queries];
   const int length = static_cast<int>(a.size.T), heads = static_cast<int>(a.size.H),
             N = static_cast<int>(a.size.N);
   const int piece = static_cast<int>(blockIdx.x) % picks.pieces,
             item = static_cast<int>(blockIdx.x) / picks.pieces, b = item / heads, h = item % heads,
             i0 = piece * queries, lane = static_cast<int>(threadIdx.x) % 32,
             warp = static_cast<int>(threadIdx.x) / 32;
-  if (threadIdx.x < queries) part_of[threadIdx.x] = -1;
+  const int begin = picks.before(b, 0), first = max(picks.before(b, piece), begin),
+            count = min(picks.before(b, piece + 1) - first, queries);
+  float* const rows = dq.row(b, h, i0);
+  const auto store = [&](int i, int column, const Vec<float, 4>& x) {
+    float* const to = rows + i * dq.time + column;
+    if constexpr (vectors)
+      store_vec(to, x);
+    else
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        if (column + e < N) to[e] = x.x[e];
+  };
+  if (threadIdx.x < queries) picked[threadIdx.x] = false;
   __syncthreads();
-  const int begin = picks.before(b, 0), end = picks.before(b, picks.pieces), first = picks.before(b, piece);
-  const int64_t tile = int64_t{h} * picks.capacity + begin / queries + b;
-  if (const int m = first + static_cast<int>(threadIdx.x); threadIdx.x < queries && m < end)
-    if (const int i = picks.position(m, b, length) - i0; m >= begin && i >= 0 && i < queries)
-      part_of[i] = (tile * queries + m - begin) * width;
+  if (const int m = static_cast<int>(threadIdx.x); m < count) {
+    const int i = picks.position(first + m, b, length) - i0;
+    position[m] = i >= 0 && i < queries ? i : -1;
+    if (position[m] >= 0) picked[i] = true;
+  }
   __syncthreads();
+  for (int i = warp; i < queries && i0 + i < length; i += warps)
+    if (!picked[i])
+      for (int column = lane * 4; column < N; column += 128) store(i, column, {});
   const int blocks = i0 / keys + 1;
   const int64_t step = int64_t{heads} * picks.capacity * queries * width;
-  for (int row0 = warp; row0 < queries && i0 + row0 < length; row0 += warps * together)
+  const float* const from =
+      parts.data + ((int64_t{h} * picks.capacity + begin / queries + b) * queries + first - begin) * width;
+  for (int m = warp; m < count; m += warps)
     for (int column = lane * 4; column < N; column += 128) {
-      float sum[together][4] = {};
-      for (int c = 0; c < blocks; c += depth) {
-        Vec<float, 4> part[together][depth];
+      Vec<float, 4> sum;
+      for (int c = 0; c < blocks; c += together) {
+        Vec<float, 4> part[together];
 #pragma unroll
         for (int u = 0; u < together; ++u)
-          if (const int64_t from = part_of[row0 + u * warps]; from >= 0)
-#pragma unroll
-            for (int v = 0; v < depth; ++v)
-              if (c + v < blocks) part[u][v] = load_vec<4>(parts.data + (c + v) * step + from + column);
+          if (c + u < blocks) part[u] = load_vec<4>(from + (c + u) * step + int64_t{m} * width + column);
 #pragma unroll
         for (int u = 0; u < together; ++u)
 #pragma unroll
-          for (int v = 0; v < depth; ++v)
-#pragma unroll
-            for (int e = 0; e < 4; ++e) sum[u][e] += part[u][v].x[e];
+          for (int e = 0; e < 4; ++e) sum.x[e] += part[u].x[e];
       }
 #pragma unroll
-      for (int u = 0; u < together; ++u) {
-        const int i = i0 + row0 + u * warps;
-        if (i >= length) break;
-        float* const to = dq.row(b, h, i) + column;
-        Vec<float, 4> whole;
-#pragma unroll
-        for (int e = 0; e < 4; ++e) whole.x[e] = a.scale * sum[u][e];
-        if constexpr (vectors) {
-          store_vec(to, whole);
-        } else {
-#pragma unroll
-          for (int e = 0; e < 4; ++e)
-            if (column + e < N) to[e] = whole.x[e];
-        }
-      }
+      for (float& x : sum.x) x *= a.scale;
+      if (const int i = position[m]; i >= 0) store(i, column, sum);
     }
 }
 

@@ -20,9 +20,9 @@ namespace eigentrace::kernels {
 
 /// The first warpgroup fetches and makes dq, `groups` more own keys. Where k and v stay in registers a block
 /// works on one run of keys after the other, and the next one's k and v (`raw`) travel meanwhile.
-template <int N, int P, bool picked = false>
+template <int N, int P>
 struct AttentionWgmmaBlock {
-  using Pack = AttentionPack<N, P, picked>;
+  using Pack = AttentionPack<N, P>;
   static constexpr int groups = attention_wgmma_groups(N, P), threads = 128 * (groups + 1),
                        rows = 64 * groups;
   static constexpr bool stays = N == 16;
@@ -46,16 +46,13 @@ struct AttentionWgmmaBlock {
   }
 };
 
-/// picked: tiles hold a sequence's picked queries, which have a gradient, instead of all. A tile whose
-/// queries all come before a block's keys is left out, a block that none is left to writes zeros.
-template <int N, int P, bool drops, bool picked = false>
-__global__ void __launch_bounds__(AttentionWgmmaBlock<N, P, picked>::threads, 1)
+template <int N, int P, bool drops>
+__global__ void __launch_bounds__(AttentionWgmmaBlock<N, P>::threads, 1)
     attention_wgmma_backward_kernel(AttentionOperands<float> a, AttentionGradients<float> grad,
-                                    AttentionAccess access, AttentionParts parts, const unsigned char* packs,
-                                    AttentionPicks picks) {
+                                    AttentionAccess access, AttentionParts parts,
+                                    const unsigned char* packs) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  using Block = AttentionWgmmaBlock<N, P, picked>;
-  static_assert(!picked || (!drops && !Block::stays));  // a block has one run
+  using Block = AttentionWgmmaBlock<N, P>;
   using Pack = typename Block::Pack;
   using Dy = typename Pack::Dy;
   using Q = typename Pack::Q;
@@ -87,34 +84,20 @@ __global__ void __launch_bounds__(AttentionWgmmaBlock<N, P, picked>::threads, 1)
   const auto ds_of = [&](int m) { return base + static_cast<uint32_t>(Block::ds + m % 2 * Ds::bytes); };
   // A block's i-th run of keys: forth and back through all of them, which become shorter.
   struct Run {
-    unsigned item = 0;
-    int turn = 0, j0 = 0, count = 0;  // tiles of queries from the one of key j0 on; 0: there is no such run
-    int64_t tile = 0;                 // the first one
+    unsigned item;
+    int turn, j0, count;  // tiles of queries from the one of key j0 on; 0: there is no such run
   };
-  const auto find_run = [&](int i) {
+  const auto run_of = [&](int i) {
     const unsigned n = gridDim.x,
                    index = static_cast<unsigned>(i) * n + (i % 2 ? n - 1 - blockIdx.x : blockIdx.x);
-    if (index >= items * static_cast<unsigned>(parts.blocks)) return Run{};
+    if (index >= items * static_cast<unsigned>(parts.blocks)) return Run{0, 0, 0, 0};
     // up to 64 heads together, whose operands stay in the L2 cache
     const unsigned most = (items + (items + 63) / 64 - 1) / ((items + 63) / 64);
     const unsigned together = most * static_cast<unsigned>(parts.blocks);
     const unsigned begin = index / together * most, in = index % together;
     const unsigned members = items - begin < most ? items - begin : most;
     const int turn = static_cast<int>(in / members), j0 = (parts.first_block + turn) * rows;
-    const unsigned item = begin + in % members;
-    if constexpr (picked) {
-      const int b = static_cast<int>(item / heads), of = picks.before(b, 0);
-      const int all = picks.before(b, picks.pieces) - of;
-      const int passed = max(picks.before(b, j0 / queries) - of, 0), left_out = passed / queries;
-      return Run{item, turn, j0, passed < all ? (all + queries - 1) / queries - left_out : 0,
-                 int64_t{item % heads} * picks.capacity + of / queries + b + left_out};
-    }
-    return Run{item, turn, j0, all_tiles - j0 / queries, int64_t{item} * all_tiles + j0 / queries};
-  };
-  const Run first_run = picked ? find_run(0) : Run{};
-  const auto run_of = [&](int i) {
-    if constexpr (picked) return i == 0 ? first_run : Run{};
-    return find_run(i);
+    return Run{begin + in % members, turn, j0, all_tiles - j0 / queries};
   };
   const auto k_of = [&](const Run& run) {
     return AttentionRows(a.k, run.item / heads, run.item % heads, length, a.size.N, access.k);
@@ -122,24 +105,7 @@ __global__ void __launch_bounds__(AttentionWgmmaBlock<N, P, picked>::threads, 1)
   const auto v_of = [&](const Run& run) {
     return AttentionRows(a.v, run.item / heads, run.item % heads, length, a.size.P, access.v);
   };
-  const auto dk_of = [&](const Run& run) {
-    return AttentionRows(grad.dk, run.item / heads, run.item % heads, length, a.size.N, access.dk);
-  };
-  const auto dv_of = [&](const Run& run) {
-    return AttentionRows(grad.dv, run.item / heads, run.item % heads, length, a.size.P, access.dv);
-  };
 
-  if constexpr (picked)
-    if (first_run.count == 0) {
-      const auto clear = [&](const AttentionRows& x) {
-        for (int e = static_cast<int>(threadIdx.x); e < rows * x.columns; e += threads)
-          if (const int j = first_run.j0 + e / x.columns; j < length)
-            x.data[j * x.stride + e % x.columns] = 0;
-      };
-      if (grad.wants_k) clear(dk_of(first_run));
-      if (grad.wants_v) clear(dv_of(first_run));
-      return;
-    }
   if (threadIdx.x == 0) {
     for (int m = 0; m < stages; ++m) bulk_barrier_init(arrival(m), drops ? 129 : 1);
     bulk_barrier_init(raw_arrival, 128);
@@ -208,7 +174,7 @@ __global__ void __launch_bounds__(AttentionWgmmaBlock<N, P, picked>::threads, 1)
       if (left == 0) {
         const Run next = run_of(ahead_run++);
         if (next.count == 0) return;
-        left = next.count, from = packs + next.tile * Pack::bytes;
+        left = next.count, from = packs + (int64_t{next.item} * all_tiles + next.j0 / queries) * Pack::bytes;
         if constexpr (drops) {
           mask.item = next.item;
           draws = mask.block(next.j0 + pair % 4 * 2,
@@ -257,13 +223,10 @@ __global__ void __launch_bounds__(AttentionWgmmaBlock<N, P, picked>::threads, 1)
         named_sync(taken, threads);  // all have read it
         copy_raw(run_of(i + 1));
       }
-      // of picked queries: their tiles', each whole
-      float* const dq_part =
-          picked ? parts.data + (int64_t{run.turn} * heads * picks.capacity + run.tile) * queries * N
-                 : parts.data + (int64_t{run.turn} * items + run.item) * length * N;
+      float* const dq_part = parts.data + (int64_t{run.turn} * items + run.item) * length * N;
       for (int n = 0; n < run.count; ++n, ++m) {
         named_sync(full + m % 2, threads);  // ds is there; the tile before is done with
-        const int first = (picked ? 0 : run.j0) + queries * n + warp * 16 + g;
+        const int first = run.j0 + queries * n + warp * 16 + g;
 #pragma unroll 1
         for (int part = 0; part < N / Block::dq_columns; ++part) {
           float dq[Block::dq_columns / 2];
@@ -280,7 +243,7 @@ __global__ void __launch_bounds__(AttentionWgmmaBlock<N, P, picked>::threads, 1)
           float* const to = dq_part + int64_t{first} * N + part * Block::dq_columns + 2 * t;
 #pragma unroll
           for (int r = 0; r < 2; ++r)
-            if (grad.wants_q && (picked || first + 8 * r < length))
+            if (grad.wants_q && first + 8 * r < length)
 #pragma unroll
               for (int c = 0; c < Block::dq_columns / 8; ++c)
                 *reinterpret_cast<float2*>(to + 8 * r * N + 8 * c) =
@@ -295,7 +258,7 @@ __global__ void __launch_bounds__(AttentionWgmmaBlock<N, P, picked>::threads, 1)
 
   if constexpr (!Block::stays) stage();
   more_registers<Block::registers>();
-  const int group = warp / 4 - 1, own = warp * 16 - 64, own_tile = picked ? 0 : group;
+  const int group = warp / 4 - 1, own = warp * 16 - 64;
   const float keep = drops ? static_cast<float>(a.mask.keep_scale) : 1.0f;
   uint32_t k_left[Block::stays ? N / 16 : 1][4], v_left[Block::stays ? P / 16 : 1][4];
   float dk[N / 2], dv[P / 2], s[queries / 2], d[queries / 2];
@@ -324,7 +287,7 @@ __global__ void __launch_bounds__(AttentionWgmmaBlock<N, P, picked>::threads, 1)
       named_arrive(taken, threads);
     }
 #pragma unroll 1
-    for (int n = 0; n < own_tile && n < run.count; ++n, ++m) {  // queries before these keys
+    for (int n = 0; n < group && n < run.count; ++n, ++m) {  // queries before these keys
       if (m >= 2) named_sync(empty + m % 2, threads);
 #pragma unroll
       for (int e = 0; e < queries / 16; ++e)
@@ -334,7 +297,7 @@ __global__ void __launch_bounds__(AttentionWgmmaBlock<N, P, picked>::threads, 1)
       named_arrive(full + m % 2, threads);
     }
 #pragma unroll 1
-    for (int n = own_tile; n < run.count; ++n, ++m) {
+    for (int n = group; n < run.count; ++n, ++m) {
       const uint32_t dy_now = place(m), q_now = dy_now + Pack::q;
       const auto* stats =
           reinterpret_cast<const float*>(shared + m % stages * Block::stage_bytes + Pack::stats) + 2 * t;
@@ -375,16 +338,7 @@ __global__ void __launch_bounds__(AttentionWgmmaBlock<N, P, picked>::threads, 1)
             p = __uint_as_float(__float_as_uint(p) ^ (dropped << (31 - 4 * c - e) & 0x80000000u));
         }
       }
-      if constexpr (picked) {
-        const int* const at = reinterpret_cast<const int*>(stats) + 2 * queries;
-#pragma unroll
-        for (int c = 0; c < tiles; ++c) {
-          const int2 i = *reinterpret_cast<const int2*>(at + 8 * c);
-#pragma unroll
-          for (int e = 0; e < 4; ++e)
-            if (first + g + e / 2 * 8 > (e % 2 ? i.y : i.x)) s[4 * c + e] = 0;
-        }
-      } else if (n == group) {
+      if (n == group) {
 #pragma unroll
         for (int i = 0; i < queries / 2; ++i)
           if (warp % 4 * 16 + g + i / 2 % 2 * 8 > i / 4 * 8 + 2 * t + i % 2) s[i] = 0;
@@ -399,7 +353,7 @@ __global__ void __launch_bounds__(AttentionWgmmaBlock<N, P, picked>::threads, 1)
       wgmma_fence();
 #pragma unroll
       for (int e = 0; e < queries / 16; ++e)
-        wgmma_bf16<P, 1>(dv, p_left[e], wgmma_rows_of<Dy>(dy_now, e), e > 0 || n > own_tile);
+        wgmma_bf16<P, 1>(dv, p_left[e], wgmma_rows_of<Dy>(dy_now, e), e > 0 || n > group);
       wgmma_commit();
       wgmma_wait<Block::stays ? 1 : 0>();  // or registers would not suffice
       wgmma_pin(d);
@@ -425,7 +379,7 @@ __global__ void __launch_bounds__(AttentionWgmmaBlock<N, P, picked>::threads, 1)
         wgmma_fence();
 #pragma unroll
         for (int e = 0; e < queries / 16; ++e)
-          wgmma_bf16<N, 1>(dk, ds_left[e], wgmma_rows_of<Q>(q_now, e), e > 0 || n > own_tile);
+          wgmma_bf16<N, 1>(dk, ds_left[e], wgmma_rows_of<Q>(q_now, e), e > 0 || n > group);
         wgmma_commit();
       }
       if (m >= 2) named_sync(empty + m % 2, threads);
@@ -440,14 +394,15 @@ __global__ void __launch_bounds__(AttentionWgmmaBlock<N, P, picked>::threads, 1)
 #pragma unroll
         for (int e = 0; e < queries / 16; ++e)
           wgmma_bf16<N, 0, 1>(dk, wgmma_columns_of<Ds>(ds_of(m), e, 64 * group), wgmma_rows_of<Q>(q_now, e),
-                              e > 0 || n > own_tile);
+                              e > 0 || n > group);
         wgmma_commit();
       }
       named_arrive(full + m % 2, threads);
     }
     wgmma_wait<0>();
     wgmma_pin(dk), wgmma_pin(dv);
-    const AttentionRows to_k = dk_of(run), to_v = dv_of(run);
+    const AttentionRows to_k(grad.dk, run.item / heads, run.item % heads, length, a.size.N, access.dk),
+        to_v(grad.dv, run.item / heads, run.item % heads, length, a.size.P, access.dv);
     const float scale = 0.693147181f * keep;  // q has been scaled
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
