@@ -2,6 +2,7 @@
 #include "autograd/ops_attention.h"
 #include "autograd/ops_loss.h"
 #include "autograd/ops_pointwise.h"
+#include "autograd/ops_sequence.h"
 #include "autograd/ops_shape.h"
 
 namespace eigentrace {
@@ -218,6 +219,41 @@ OpCase elu_case(const char* what, Op op) {
       1e-6, 2e-4};
 }
 
+/// Linear or norm attention of what one short convolution makes: q and k as features, v.
+OpCase features_case(Op op) {
+  return {
+      std::string("causal_conv1d: features of ") + name_of(op), Op::causal_conv1d,
+      [=](uint64_t seed, Device device) {
+        Rng rng(seed);
+        const int64_t B = odd_size(rng, 2), T = odd_size(rng) + (seed % 2 ? 70 : 0), H = odd_size(rng, 2),
+                      N = odd_size(rng, 7), P = odd_size(rng, 7), channels = H * (2 * N + P);
+        OpInstance instance{
+            [=](Tape&, const Values& x) {
+              const auto halves = [&](const Var& both) {
+                const Values parts = split(both, {H * N, H * N});
+                return EluOf{reshape(parts[0], {B, T, H, N}), reshape(parts[1], {B, T, H, N})};
+              };
+              const ConvolvedParts made = causal_conv1d_elu(x[0], x[1], x[2], true, {H * P, 2 * H * N}, 1);
+              const EluOf of = halves(made.of), mapped = halves(made.parts[1]);
+              const Var v = reshape(made.parts[0], {B, T, H, P});
+              return Values{
+                  op == Op::linear_attention
+                      ? linear_attention(mapped.x, mapped.z, v, of).y
+                      : norm_attention(mapped.x, mapped.z, v, NormFunction::softplus, x[3], Var(), 0.5, of)
+                            .y};
+            },
+            {normal_tensor(rng, {B, T, channels}, device),
+             uniform_tensor(rng, {channels, 1, 4}, -1, 1, device), normal_tensor(rng, {channels}, device)},
+            {"qkv", "weight", "bias"}};
+        if (op == Op::norm_attention) {
+          instance.inputs.push_back(normal_tensor(rng, {B, T, H}, device));
+          instance.names.push_back("n");
+        }
+        return instance;
+      },
+      1e-6, 2e-4};
+}
+
 OpCase norm_attention_case(const char* what, NormFunction f, bool with_offset) {
   return {std::string("norm_attention: ") + what, Op::norm_attention,
           [=](uint64_t seed, Device device) {
@@ -265,6 +301,8 @@ std::vector<OpCase> op_cases_attention() {
           dropped_case(true),
           elu_case("of elu", Op::linear_attention),
           elu_case("of elu", Op::norm_attention),
+          features_case(Op::linear_attention),
+          features_case(Op::norm_attention),
           norm_attention_case("softplus", NormFunction::softplus, true),
           norm_attention_case("exp, no offset", NormFunction::exp, false)};
 }

@@ -63,6 +63,26 @@ OpCase conv_case(const char* what, int64_t taps, bool silu, int64_t time, int64_
   return result;
 }
 
+/// elu + 1 of the second of three parts; the others stay as they are.
+OpCase conv_elu_case(const char* what, int64_t taps, bool silu, int64_t time, int64_t begin, int64_t end,
+                     int64_t channels) {
+  OpCase result{
+      std::string("causal_conv1d: ") + what, Op::causal_conv1d, [=](uint64_t seed, Device device) {
+        Rng rng(seed);
+        const int64_t batch = odd_size(rng, 2);
+        return OpInstance{
+            [=](Tape&, const Values& in) {
+              return causal_conv1d_elu(in[0], in[1], in[2], silu, {begin, end - begin, channels - end}, 1)
+                  .parts;
+            },
+            {normal_tensor(rng, {batch, time, channels}, device),
+             normal_tensor(rng, {channels, 1, taps}, device), normal_tensor(rng, {channels}, device)},
+            {"x", "weight", "bias"}};
+      }};
+  result.float32_tolerance = 1e-4;
+  return result;
+}
+
 OpCase pool_case(const char* what, Pooling how, bool lengths, bool valid) {
   return {std::string("pool: ") + what, Op::pool, [=](uint64_t seed, Device device) {
             Rng rng(seed);
@@ -97,6 +117,10 @@ std::vector<OpCase> op_cases_sequence() {
   cases.push_back(conv_case("1 tap with SiLU", 1, true, 7, 63));
   cases.push_back(conv_case("more taps than steps", 7, true, 3, 5));
   cases.push_back(conv_case("several blocks of time", 3, true, 1030, 1));
+  cases.push_back(conv_elu_case("elu + 1 of channels 5 to 62", 4, true, 63, 5, 63, 100));
+  cases.push_back(conv_elu_case("elu + 1 of a whole strip", 4, true, 40, 64, 127, 128));
+  cases.push_back(conv_elu_case("elu + 1 without SiLU", 4, false, 70, 1, 6, 7));
+  cases.push_back(conv_elu_case("elu + 1 behind 3 taps", 3, false, 63, 2, 5, 7));
   cases.push_back(pool_case("mean", Pooling::mean, false, false));
   cases.push_back(pool_case("mean over each sequence's own length", Pooling::mean, true, false));
   cases.push_back(pool_case("mean over the valid steps", Pooling::mean, true, true));

@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <numeric>
+
+#include "autograd/ops_shape.h"
 #include "tensor/error.h"
 
 namespace eigentrace {
@@ -38,10 +41,13 @@ Var embedding(const Var& table, const Tokens& tokens, const Var& positions, cons
                              });
 }
 
-Var causal_conv1d(const Var& x, const Var& weight, const Var& bias, bool silu) {
+namespace {
+
+/// `elu`: channels whose values are mapped; the gradient is that of what they are mapped from.
+Var convolved(const Var& x, const Var& weight, const Var& bias, bool silu, kernels::ChannelRange elu) {
   Context& ctx = x.ctx();
   Tensor y = ctx.empty(x.shape(), x.dtype());
-  kernels::causal_conv1d(ctx, x.value(), weight.value(), bias.value(), silu, y);
+  kernels::causal_conv1d_elu(ctx, x.value(), weight.value(), bias.value(), silu, elu, y);
   return x.tape().record(Op::causal_conv1d, y, {x, weight, bias}, [x, weight, bias, silu](Backward& b) {
     Tensor dx = b.destination(x.ref()), dweight = b.destination(weight.ref()),
            dbias = b.destination(bias.ref());
@@ -51,6 +57,27 @@ Var causal_conv1d(const Var& x, const Var& weight, const Var& bias, bool silu) {
     b.commit(weight.ref(), dweight);
     b.commit(bias.ref(), dbias);
   });
+}
+
+}  // namespace
+
+Var causal_conv1d(const Var& x, const Var& weight, const Var& bias, bool silu) {
+  return convolved(x, weight, bias, silu, {});
+}
+
+ConvolvedParts causal_conv1d_elu(const Var& x, const Var& weight, const Var& bias, bool silu,
+                                 const std::vector<int64_t>& widths, size_t mapped) {
+  if (mapped >= widths.size())
+    fail(fmt::format("causal_conv1d_elu: mapped: one of {} parts expected, found {}", widths.size(), mapped));
+  const int64_t begin =
+      std::accumulate(widths.begin(), widths.begin() + static_cast<int64_t>(mapped), int64_t{0});
+  ConvolvedParts out{split(convolved(x, weight, bias, silu, {begin, begin + widths[mapped]}), widths), {}};
+  out.of = out.parts[mapped];
+  out.parts[mapped] = x.tape().record(
+      Op::unary, out.of.value(), {out.of}, [y = out.of.value(), of = out.of.ref()](Backward& b) {
+        b.gradient(of, [&](Tensor& dx) { kernels::elu_backward_of(b.ctx(), y, b.dy(), dx); });
+      });
+  return out;
 }
 
 Var pool(const Var& x, Pooling pooling, const Tensor& lengths, const Tensor& valid_time) {

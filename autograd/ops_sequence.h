@@ -1,7 +1,7 @@
 #pragma once
 // Ops along a sequence that are no recurrence: look-up, convolution, pooling.
 #include "autograd/tape.h"
-#include "tensor/kernels.h"
+#include "tensor/kernels/causal_conv1d_elu.h"
 
 namespace eigentrace {
 
@@ -19,6 +19,16 @@ Var embedding(const Var& table, const Tokens& tokens, const Var& positions, cons
 /// Causal depthwise convolution (cross-correlation; tap K−1 meets the current step), then SiLU if asked.
 /// x [B,T,C] (rows), weight [C,1,K], bias [C] → [B,T,C] dense. Kept: x (the pre-activation is recomputed).
 Var causal_conv1d(const Var& x, const Var& weight, const Var& bias, bool silu);
+
+/// Parts of the convolved channels, one of them through elu + 1.
+struct ConvolvedParts {
+  std::vector<Var> parts;
+  Var of;  ///< what the mapped part is elu + 1 of: takes gradients (EluOf), but has the mapped part's values
+};
+/// split(causal_conv1d(…), widths) with elu + 1 of part `mapped`, made as it is written: the features of
+/// linear attention.
+ConvolvedParts causal_conv1d_elu(const Var& x, const Var& weight, const Var& bias, bool silu,
+                                 const std::vector<int64_t>& widths, size_t mapped);
 
 using Pooling = kernels::Pool;
 /// x [B,T,D] → [B,D]. valid_time (i32 [1]): steps ≥ it are beyond the batch's padded length and are ignored

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "autograd/ops_pointwise.h"
+#include "autograd/ops_sequence.h"
 #include "autograd/ops_shape.h"
 #include "spectral/realisation.h"
 
@@ -50,21 +51,30 @@ class Attention : public Mixer {
   Var heads(const Var& x, int64_t width) const {
     return reshape(x, {x.dim(0), x.dim(1), heads_, width / heads_});
   }
-  /// (q and k, v) → heads, after the convolution of q and k alone where it is partial.
-  void set_heads(Forward& forward, const Var& qk, const Var& v, bool convolve, AttentionTerms& out) const {
-    const bool partial = convolve && config_.conv_type == ConvType::partial;
-    const Var raw = partial ? convolution_(forward, qk) : qk;
+  /// q and k, v, side by side in that order or (qk_at 1) the other → heads, after the convolution of all
+  /// channels or of q and k alone, which also makes their features.
+  void set_heads(Forward& forward, const Var& all, size_t qk_at, bool convolve, AttentionTerms& out) const {
+    const bool full = config_.conv_type == ConvType::full, features = elu_features();
+    convolve = convolve && convolution_.weight;
+    const auto convolved = [&](const Var& x, const std::vector<int64_t>& widths, size_t mapped) {
+      return features ? causal_conv1d_elu(x, forward(convolution_.weight), forward(convolution_.bias), true,
+                                          widths, mapped)
+                      : ConvolvedParts{split(convolution_(forward, x), widths), {}};
+    };
+    const std::vector<int64_t> widths = qk_at == 0 ? std::vector{qk_, v_} : std::vector{v_, qk_};
+    ConvolvedParts c =
+        convolve && full ? convolved(all, widths, qk_at) : ConvolvedParts{split(all, widths), {}};
+    const Var v = c.parts[1 - qk_at];
+    Var qk = c.parts[qk_at];
+    if (convolve && !full) c = convolved(qk, {qk_}, 0), qk = c.parts[0];
+    if (features && !convolve) c.of = qk, qk = unary(Unary::elu_plus_one, qk);
     const auto halves = [&](const Var& x) {
       const std::vector<Var> parts = split(x, {qk_ / 2, qk_ / 2});
       return std::pair{heads(parts[0], qk_ / 2), heads(parts[1], qk_ / 2)};
     };
-    std::tie(out.q, out.k) = halves(elu_features() ? unary(Unary::elu_plus_one, raw) : raw);
-    if (elu_features()) std::tie(out.of.x, out.of.z) = halves(raw);
+    std::tie(out.q, out.k) = halves(qk);
+    if (features) std::tie(out.of.x, out.of.z) = halves(c.of);
     out.v = heads(v, v_);
-  }
-  /// The full convolution of all channels, or what is given.
-  Var convolved(Forward& forward, const Var& all, bool convolve) const {
-    return convolve && config_.conv_type == ConvType::full ? convolution_(forward, all) : all;
   }
   double inverse_root_width() const {
     const int64_t width = config_.state_dim / heads_;
@@ -87,8 +97,7 @@ class QkvAttention : public Attention {
   std::unique_ptr<Terms> terms(Forward& forward, const Var& x, bool convolve) const override {
     auto out = std::make_unique<AttentionTerms>();
     out->input = x;
-    const std::vector<Var> parts = split(convolved(forward, projection_(forward, x), convolve), {qk_, v_});
-    set_heads(forward, parts[0], parts[1], convolve, *out);
+    set_heads(forward, projection_(forward, x), 0, convolve, *out);
     return out;
   }
 };
@@ -174,8 +183,7 @@ class NormAttention final : public Attention {
     auto out = std::make_unique<AttentionTerms>();
     out->input = x;
     const std::vector<Var> all = split(projection_(forward, x), {v_ + qk_, heads_});
-    const std::vector<Var> parts = split(convolved(forward, all[0], convolve), {v_, qk_});
-    set_heads(forward, parts[1], parts[0], convolve, *out);
+    set_heads(forward, all[0], 1, convolve, *out);
     out->n = widen(all[1]);
     return out;
   }

@@ -1,13 +1,13 @@
 // Causal depthwise convolution: z_t = Σ_k w_k x_{t−K+1+k} + b per channel (x = 0 before the start), y = z or
-// SiLU(z).
+// SiLU(z); forward, in a range of channels, elu + 1 of that.
 //   dz = dy or dy SiLU′(z) with z recomputed,  dx_t = Σ_k w_k dz_{t+K−1−k},  dw_k = Σ dz_t x_{t−K+1+k},
 //   db = Σ dz_t: sums over fixed blocks of time, then over the blocks in order.
 // The CUDA bodies are in causal_conv1d_cuda.cuh.
 #include <algorithm>
 
 #include "tensor/dispatch.h"
+#include "tensor/elements.h"
 #include "tensor/float32_copies.h"
-#include "tensor/kernels.h"
 #include "tensor/kernels/causal_conv1d_cuda.cuh"
 #include "tensor/math.h"
 
@@ -54,6 +54,8 @@ void forward_cpu(const CausalConv<T>& conv, T* y) {
     const int64_t c = item % strips * channel_strip, b = item / strips / blocks;
     const int64_t n = whole_strips ? channel_strip : std::min(channel_strip, conv.channels - c);
     const int64_t begin = item / strips % blocks * time_block;
+    const int64_t map_begin = std::clamp<int64_t>(conv.elu.begin - c, 0, n),
+                  map_end = std::clamp<int64_t>(conv.elu.end - c, 0, n);
     const std::vector<T> w = strip_taps(conv, c, n);
     T z[channel_strip];
     for (int64_t t = begin; t < std::min(begin + time_block, conv.time); ++t) {
@@ -65,6 +67,8 @@ void forward_cpu(const CausalConv<T>& conv, T* y) {
       } else {
         std::copy(z, z + n, to);
       }
+#pragma omp simd
+      for (int64_t i = map_begin; i < map_end; ++i) to[i] = conv.map(to[i]);
     }
   });
 }
@@ -132,11 +136,19 @@ void backward_cpu(const CausalConv<T>& conv, const ConvGradients<T>& g) {
 }
 
 template <class S>
-CausalConv<S> conv_of(const Tensor& x, const Tensor& weight, const Tensor& bias, bool silu) {
+CausalConv<S> conv_of(const Tensor& x, const Tensor& weight, const Tensor& bias, bool silu,
+                      ChannelRange elu = {}) {
   using T = Arithmetic<S>;
-  return {x.data<S>(), weight.data<T>(), bias.data<T>(), x.dim(0),    x.dim(1),
-          x.dim(2),    weight.dim(2),    x.stride(0),    x.stride(1), silu};
+  return {x.data<S>(),   weight.data<T>(), bias.data<T>(), x.dim(0), x.dim(1), x.dim(2),
+          weight.dim(2), x.stride(0),      x.stride(1),    silu,     elu};
 }
+
+struct EluBackwardOf {
+  template <class T>
+  ET_HD T operator()(T y, T dy) const {
+    return y < T(1) ? dy * y : dy;
+  }
+};
 
 /// True iff bf16 rows have a body of their own.
 bool native_taps(const Tensor& weight) { return weight.rank() == 3 && weight.dim(2) == conv_fast_taps; }
@@ -156,11 +168,19 @@ void check(const char* kernel, const Tensor& x, const Tensor& weight, const Tens
 
 void causal_conv1d(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias, bool silu,
                    Tensor& y) {
-  if (!native_taps(weight) && in_float32(ctx, causal_conv1d, x, weight, bias, silu, y)) return;
+  causal_conv1d_elu(ctx, x, weight, bias, silu, {}, y);
+}
+
+void causal_conv1d_elu(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias, bool silu,
+                       ChannelRange elu, Tensor& y) {
+  if (!native_taps(weight) && in_float32(ctx, causal_conv1d_elu, x, weight, bias, silu, elu, y)) return;
   check("causal_conv1d", x, weight, bias, y);
+  if (elu.begin < 0 || elu.begin > elu.end || elu.end > x.dim(2))
+    fail("causal_conv1d: elu: channels begin ≤ end of " + std::to_string(x.dim(2)) + " expected, found " +
+         std::to_string(elu.begin) + " and " + std::to_string(elu.end));
   if (!y.contiguous()) fail("causal_conv1d: a contiguous y expected, found " + to_string(y));
   dispatch_stored(ctx, "causal_conv1d", x.dtype(), [&]<class S>() {
-    const CausalConv<S> conv = conv_of<S>(x, weight, bias, silu);
+    const CausalConv<S> conv = conv_of<S>(x, weight, bias, silu, elu);
 #ifdef EIGENTRACE_WITH_CUDA
     if (ctx.device().is_cuda()) return conv_forward_cuda(ctx, conv, y.data<S>());
 #endif
@@ -171,6 +191,14 @@ void causal_conv1d(Context& ctx, const Tensor& x, const Tensor& weight, const Te
       else
         forward_cpu<false>(conv, y.data<S>());
     }
+  });
+}
+
+void elu_backward_of(Context& ctx, const Tensor& y, const Tensor& dy, Tensor& dx) {
+  if (!(y.shape() == dy.shape() && y.shape() == dx.shape()))
+    fail("elu_backward_of: y is " + to_string(y) + ", dy " + to_string(dy) + ", dx " + to_string(dx));
+  dispatch_stored(ctx, "elu_backward_of", y.dtype(), [&]<class T>() {
+    map_elements<T>(ctx, EluBackwardOf{}, std::array{y, dy}, dx);
   });
 }
 

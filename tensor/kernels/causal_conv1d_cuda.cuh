@@ -12,7 +12,8 @@
 
 #include "tensor/column_sums.h"
 #include "tensor/dispatch.h"
-#include "tensor/kernels.h"
+#include "tensor/functions.h"
+#include "tensor/kernels/causal_conv1d_elu.h"
 #include "tensor/math.h"
 #include "tensor/vec.h"
 
@@ -29,7 +30,9 @@ struct CausalConv {
   const T *weight, *bias;
   int64_t batch, time, channels, taps, x_batch, x_time;
   bool silu;
+  ChannelRange elu;  // channels that are elu + 1 of what they would be; forward alone
 
+  ET_HD static T map(T y) { return functions::EluPlusOne::value(y); }
   ET_HD T z(int64_t b, int64_t t, int64_t c) const {
     T sum = bias[c];
     for (int64_t k = t < taps - 1 ? taps - 1 - t : 0; k < taps; ++k)
@@ -134,7 +137,7 @@ struct ConvLane {
   }
 };
 
-template <int width, class S>
+template <int width, bool maps, class S>
 __global__ void __launch_bounds__(128, sizeof(S) <= 4 ? 6 : 1)
     conv_forward_kernel(const __grid_constant__ CausalConv<S> conv, S* y, int steps) {
   using T = Arithmetic<S>;
@@ -146,6 +149,8 @@ __global__ void __launch_bounds__(128, sizeof(S) <= 4 ? 6 : 1)
   const int end = begin + steps < time ? begin + steps : time;
   const ConvLane<width, S> lane(conv, b, c);
   S* to = y + (b * conv.time + begin) * conv.channels + c;
+  const int map_begin = static_cast<int>(conv.elu.begin - c), map_end = static_cast<int>(conv.elu.end - c);
+  const bool maps_any = maps && map_begin < width && map_end > 0;
   Vec<T, width> x[ring];  // of begin + j at j modulo ring
 #pragma unroll
   for (int j = 1 - taps; j < ahead; ++j) x[j & (ring - 1)] = lane.at(begin + j);
@@ -161,6 +166,10 @@ __global__ void __launch_bounds__(128, sizeof(S) <= 4 ? 6 : 1)
       Vec<T, width> z = lane.z(x, j);
 #pragma unroll
       for (int i = 0; i < width; ++i) z.x[i] *= whole || lane.silu ? sigmoid(z.x[i]) : T(1);
+      if (maps_any)
+#pragma unroll
+        for (int i = 0; i < width; ++i)
+          if (i >= map_begin && i < map_end) z.x[i] = conv.map(z.x[i]);
       store_as(to, z);
       to += conv.channels;
     }
@@ -264,8 +273,8 @@ struct ConvForward {
   T* y;
   ET_HD void operator()(int64_t at) const {
     const int64_t c = at % conv.channels, row = at / conv.channels;
-    const T z = conv.z(row / conv.time, row % conv.time, c);
-    y[at] = conv.silu ? z * sigmoid(z) : z;
+    const T z = conv.z(row / conv.time, row % conv.time, c), activated = conv.silu ? z * sigmoid(z) : z;
+    y[at] = c >= conv.elu.begin && c < conv.elu.end ? conv.map(activated) : activated;
   }
 };
 template <class T>
@@ -337,8 +346,9 @@ void conv_forward_cuda(const Context& ctx, const CausalConv<S>& conv, S* y) {
     const int64_t steps = conv_steps({conv.batch, conv.time, conv.channels}, conv_forward_width);
     const dim3 grid(blocks_for(conv.channels, 32 * width), blocks_for(conv.time, steps * conv_depth),
                     static_cast<unsigned>(conv.batch));
-    launch(ctx, conv_forward_kernel<width, S>, grid, dim3(32, conv_depth), 0, conv, y,
-           static_cast<int>(steps));
+    auto* const kernel = conv.elu.begin < conv.elu.end ? conv_forward_kernel<width, true, S>
+                                                       : conv_forward_kernel<width, false, S>;
+    launch(ctx, kernel, grid, dim3(32, conv_depth), 0, conv, y, static_cast<int>(steps));
   });
 }
 

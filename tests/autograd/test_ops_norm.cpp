@@ -7,6 +7,7 @@
 #include "autograd/ops_norm.h"
 #include "autograd/ops_pointwise.h"
 #include "autograd/ops_sequence.h"
+#include "autograd/ops_shape.h"
 #include "tensor/error.h"
 
 using namespace eigentrace;
@@ -133,6 +134,29 @@ TEST_CASE("causal_conv1d: later inputs change no earlier bit") {
   Tensor tail = x.slice(1, 40, 23);
   kernels::fill(ctx, tail, 1e4);
   CHECK(run() == before);
+}
+
+TEST_CASE(
+    "causal_conv1d: with elu + 1 in a range of channels it is the two ops after each other, bit by bit") {
+  Context ctx;
+  Rng rng(8);
+  const Tensor x = normal_tensor(rng, {2, 63, 100}, {}), w = normal_tensor(rng, {100, 1, 4}, {}),
+               b = normal_tensor(rng, {100}, {});
+  Tape tape(ctx, false);
+  const auto run = [&](const std::vector<int64_t>& widths, size_t part) {
+    return causal_conv1d_elu(tape.constant(x), tape.constant(w), tape.constant(b), true, widths, part).parts;
+  };
+  const std::vector<Var> mapped = run({9, 61, 30}, 1),
+                         plain =
+                             split(causal_conv1d(tape.constant(x), tape.constant(w), tape.constant(b), true),
+                                   {9, 61, 30});
+  for (const size_t part : {0, 2})
+    CHECK(mapped[part].value().to_vector<double>() == plain[part].value().to_vector<double>());
+  CHECK(mapped[1].value().to_vector<double>() ==
+        unary(Unary::elu_plus_one, plain[1]).value().to_vector<double>());
+  CHECK_THROWS_WITH_AS(run({9, 92}, 1), doctest::Contains("channels begin ≤ end of 100"), Error);
+  CHECK_THROWS_WITH_AS(run({9, 90}, 1), doctest::Contains("widths must add up"), Error);
+  CHECK_THROWS_WITH_AS(run({100}, 1), doctest::Contains("one of 1 parts"), Error);
 }
 
 TEST_CASE("sequence ops: what does not fit is named") {

@@ -10,6 +10,7 @@
 
 #include "tensor/error.h"
 #include "tensor/kernels.h"
+#include "tensor/kernels/causal_conv1d_elu.h"
 #include "tensor/kernels/copy_each.h"
 #include "tensor/kernels/gated_batch_norm.h"
 #include "tensor/kernels/glu_norm.h"
@@ -366,12 +367,16 @@ TEST_CASE("cuda pointwise: BatchNorm of a gate") {
           1e-4);
 }
 
-TEST_CASE("cuda pointwise: the short causal convolution") {
+TEST_CASE("cuda pointwise: the short causal convolution, elu + 1 in a range of its channels") {
   struct Size {
     int64_t batch, time, channels, taps;
+    kernels::ChannelRange elu;
   };
-  for (const Size& s : {Size{1, 1, 1, 4}, Size{2, 150, 20, 4}, Size{1, 70, 132, 4}, Size{2, 33, 8, 3},
-                        Size{3, 70, 5, 4}, Size{1, 600, 2, 2}, Size{210, 250, 4, 4}})
+  for (const Size& s :
+       {Size{1, 1, 1, 4, {}}, Size{2, 150, 20, 4, {}}, Size{1, 70, 132, 4, {}}, Size{2, 33, 8, 3, {}},
+        Size{3, 70, 5, 4, {}}, Size{1, 600, 2, 2, {}}, Size{210, 250, 4, 4, {}}, Size{2, 150, 20, 4, {8, 20}},
+        Size{1, 100, 132, 4, {3, 131}}, Size{2, 63, 7, 4, {0, 5}}, Size{1, 40, 260, 4, {129, 130}},
+        Size{2, 33, 8, 3, {1, 8}}})
     for (const bool silu : {false, true}) {
       const Shape shape{s.batch, s.time, s.channels};
       check(
@@ -380,7 +385,7 @@ TEST_CASE("cuda pointwise: the short causal convolution") {
             const Tensor x = r.in(shape), weight = r.vector({s.channels, 1, s.taps}),
                          bias = r.vector({s.channels});
             Tensor y = r.dense_out(shape);
-            kernels::causal_conv1d(r.ctx, x, weight, bias, silu, y);
+            kernels::causal_conv1d_elu(r.ctx, x, weight, bias, silu, s.elu, y);
             const Tensor dy = r.in(shape);
             Tensor dx = r.out(shape), dw = r.dense_out(weight.shape()), db = r.dense_out(bias.shape()), none;
             kernels::causal_conv1d_backward(r.ctx, x, weight, bias, silu, dy, dx, dw, db);
