@@ -199,7 +199,8 @@ inline int64_t outer_length(int64_t M, int64_t N, int64_t K) {
 /// Elements of scratch for outer_long.
 inline int64_t outer_scratch(int64_t M, int64_t N, int64_t K, bool sums) {
   const auto elements = [&](int64_t length) { return (K + length - 1) / length * (M * N + (sums ? M : 0)); };
-  return std::max({elements(outer_length(M, N, K)), wgmma_fits(M, N, K) ? elements(wgmma_length(M, N, K)) : 0,
+  return std::max({elements(outer_length(M, N, K)),
+                   wgmma_fits_but_few(M, N, K) ? elements(wgmma_length(M, N, K)) : 0,
                    wgmma_fits(N, M, K) ? elements(wgmma_length(N, M, K)) : 0});
 }
 /// True iff the operands lie as outer_kernel reads them.
@@ -214,7 +215,7 @@ inline void outer_long(Context& ctx, const Product<float>& product, float* sums,
                        float* scratch) {
   const auto whole = [](int64_t n) { return static_cast<int>(n); };
   const int64_t M = product.M, N = product.N, K = product.K;
-  const bool exists = wgmma_exists(ctx), by_wgmma = exists && wgmma_fits(M, N, K),
+  const bool exists = wgmma_exists(ctx), by_wgmma = exists && wgmma_fits_but_few(M, N, K),
              turned = exists && !by_wgmma && wgmma_fits(N, M, K);  // as (Bᵀ A)ᵀ
   const int64_t length = by_wgmma ? wgmma_length(M, N, K)
                          : turned ? wgmma_length(N, M, K)

@@ -25,11 +25,13 @@ namespace {
 
 constexpr int ahead_of_b = 3;  // tiles, from memory to the L2 cache
 constexpr int wgmma_threads = 256, places_of_b = 3, place_bytes = wgmma_columns * outer_depth * 4;
-constexpr int stages_of_a = 3, a_row = wgmma_rows + 8,
-              a_stage = outer_depth * a_row;  // rows 32 bytes further apart: no bank twice
+constexpr int stages_of_a = 3, a_row = wgmma_rows + 8,  // rows 32 bytes further apart: no bank twice
+    side_at = outer_depth * a_row, a_stage = side_at + outer_depth;  // behind them the side row's factors
 constexpr size_t wgmma_shared_bytes = size_t{places_of_b} * place_bytes + 1024 + stages_of_a * a_stage * 4;
 
-/// Grid: tiles (columns first), pieces. Tiles all exist, and so do the rows.
+/// Grid: tiles (columns first), pieces. Tiles all exist, and so do the rows. Each row of tiles makes one of
+/// the rows of C past the last tile, if there are any, on the side: B's columns times a column of A, as they
+/// pass through registers.
 __global__ void __launch_bounds__(wgmma_threads, 1)
     outer_wgmma_kernel([[maybe_unused]] const __grid_constant__ OuterProduct p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -39,23 +41,33 @@ __global__ void __launch_bounds__(wgmma_threads, 1)
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const int g = lane / 4, t = lane % 4;
   const int across = p.N / wgmma_columns, tile_column = static_cast<int>(blockIdx.x) % across;
-  const int i0 = static_cast<int>(blockIdx.x) / across * wgmma_rows;
+  const int tile_row = static_cast<int>(blockIdx.x) / across, i0 = tile_row * wgmma_rows;
   const int j0 = tile_column * wgmma_columns;
+  const int side = p.M / wgmma_rows * wgmma_rows + tile_row;
+  const bool has_side = side < p.M;
   const int piece = static_cast<int>(blockIdx.y), k_begin = piece * p.length;
   const int depth = (p.K - k_begin < p.length ? p.K - k_begin : p.length) / outer_depth;
   const bool sums_wanted = p.sums && (p.turned ? i0 == 0 : tile_column == 0);
-  float sums[2] = {}, sums_of_b[2][4] = {};
+  float sums[2] = {}, sums_of_b[2][4] = {}, sum_of_side = 0;
   float d[128] = {};
 
   // A's tiles as they lie, whole rows a warp: three places, two tiles on their way.
   float* const places_of_a = dynamic_shared<float>() + (places_of_b * place_bytes + 1024) / 4;
   const float* from_a = p.a + (k_begin + warp) * p.a_ld + i0 + 4 * lane;
+  const float* from_side = p.a + (k_begin + warp + 8 * (lane % 4)) * p.a_ld + side;
+  if (!has_side && threadIdx.x < outer_depth)  // sums_of_b are sums
+#pragma unroll
+    for (int stage = 0; stage < stages_of_a; ++stage)
+      places_of_a[stage * a_stage + side_at + threadIdx.x] = 1;
   const auto copy_a = [&](int it) {
     if (it < depth) {
-      float* to = places_of_a + it % stages_of_a * a_stage + warp * a_row + 4 * lane;
+      float* const stage = places_of_a + it % stages_of_a * a_stage;
+      float* to = stage + warp * a_row + 4 * lane;
 #pragma unroll
       for (int n = 0; n < outer_depth / 8; ++n) copy_async_16(to + 8 * n * a_row, from_a + 8 * n * p.a_ld);
       from_a += outer_depth * p.a_ld;
+      if (has_side && lane < 4) copy_async_4(stage + side_at + warp + 8 * lane, from_side, true);
+      from_side += outer_depth * p.a_ld;
     }
     copy_commit();
   };
@@ -81,13 +93,17 @@ __global__ void __launch_bounds__(wgmma_threads, 1)
       next_b[half][r] = __ldg(reinterpret_cast<const float4*>(from_b + r * p.b_ld + 32 * half));
     if (half == 1) from_b += outer_depth * p.b_ld;
   };
-  const auto store_b = [&](uint32_t place, int half) {
+  const auto store_b = [&](int it, uint32_t place, int half) {
     uint32_t x[4][4];  // [e][r]: column e ^ order
+    const float4 beside =
+        *reinterpret_cast<const float4*>(places_of_a + it % stages_of_a * a_stage + side_at + 4 * rows);
+    const float factor[4] = {beside.x, beside.y, beside.z, beside.w};
+    if (half == 0) sum_of_side += beside.x + beside.y + beside.z + beside.w;
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
       const float4 v = next_b[half][r];
-      sums_of_b[half][0] += v.x, sums_of_b[half][1] += v.y, sums_of_b[half][2] += v.z,
-          sums_of_b[half][3] += v.w;
+      sums_of_b[half][0] += factor[r] * v.x, sums_of_b[half][1] += factor[r] * v.y,
+          sums_of_b[half][2] += factor[r] * v.z, sums_of_b[half][3] += factor[r] * v.w;
       const bool odd = order & 1, far = order & 2;
       const float y[4] = {odd ? v.y : v.x, odd ? v.x : v.y, odd ? v.w : v.z, odd ? v.z : v.w};
 #pragma unroll
@@ -101,7 +117,7 @@ __global__ void __launch_bounds__(wgmma_threads, 1)
   };
   // Tiles of B in time to the L2 cache; blocks that share them share the work.
   const int tiles_beside = p.M / wgmma_rows, line = static_cast<int>(threadIdx.x) / 8;
-  const bool fetches = line % tiles_beside == static_cast<int>(blockIdx.x) / across;
+  const bool fetches = line % tiles_beside == tile_row;
   const float* line_of_b = p.b + (k_begin + line) * p.b_ld + j0 + static_cast<int>(threadIdx.x) % 8 * 32;
   const auto prefetch_b = [&](int it) {
     if (fetches && it < depth) prefetch_to_l2(line_of_b + static_cast<int64_t>(it) * outer_depth * p.b_ld);
@@ -119,9 +135,10 @@ __global__ void __launch_bounds__(wgmma_threads, 1)
   copy_a(0), copy_a(1), copy_a(2);
   load_b(0), load_b(1);
   for (int n = 1; n < ahead_of_b; ++n) prefetch_b(n);
-  store_b(places, 0), store_b(places, 1);
-  if (depth > 1) load_b(0), load_b(1);
   copy_wait<1>();
+  __syncthreads();
+  store_b(0, places, 0), store_b(0, places, 1);
+  if (depth > 1) load_b(0), load_b(1);
   publish();
   read_a(0, a[0]);
   __syncthreads();
@@ -141,7 +158,7 @@ __global__ void __launch_bounds__(wgmma_threads, 1)
     if (it + 1 < depth) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        store_b(after, half);
+        store_b(it + 1, after, half);
         if (it + 2 < depth) load_b(half);
       }
       read_a(it + 1, next);
@@ -173,8 +190,7 @@ __global__ void __launch_bounds__(wgmma_threads, 1)
       *reinterpret_cast<float2*>(out + p.N + 8 * n) = make_float2(d[4 * n + 2], d[4 * n + 3]);
     }
   }
-  if (!sums_wanted) return;
-  if (p.turned) {  // lanes 8 apart and two warps have the same columns
+  if (p.turned ? sums_wanted : has_side) {  // lanes 8 apart and two warps have the same columns
     float* const halves = dynamic_shared<float>();
     __syncthreads();  // products that read B's tiles here are over
 #pragma unroll
@@ -186,11 +202,19 @@ __global__ void __launch_bounds__(wgmma_threads, 1)
         sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 16);
         if (lane < 8) halves[warp % 2 * wgmma_columns + column + 32 * half + e] = sum;
       }
+    sum_of_side += __shfl_xor_sync(0xFFFFFFFFu, sum_of_side, 8);
+    sum_of_side += __shfl_xor_sync(0xFFFFFFFFu, sum_of_side, 16);
+    if (warp < 2 && lane == 0) halves[2 * wgmma_columns + warp] = sum_of_side;
     __syncthreads();
     const int j = static_cast<int>(threadIdx.x);
-    p.sums[static_cast<int64_t>(piece) * p.N + j0 + j] = halves[j] + halves[wgmma_columns + j];
-    return;
+    float* const to = p.turned ? p.sums + static_cast<int64_t>(piece) * p.N
+                               : p.products + (static_cast<int64_t>(piece) * p.M + side) * p.N;
+    to[j0 + j] = halves[j] + halves[wgmma_columns + j];
+    if (j == 0 && sums_wanted && !p.turned)
+      p.sums[static_cast<int64_t>(piece) * p.M + side] =
+          halves[2 * wgmma_columns] + halves[2 * wgmma_columns + 1];
   }
+  if (!sums_wanted || p.turned) return;
 #pragma unroll
   for (int e = 0; e < 2; ++e) {
 #pragma unroll

@@ -23,9 +23,14 @@ constexpr int outer_depth = 32;  ///< rows of a tile
 constexpr int wgmma_rows = 128, wgmma_columns = 256;
 
 /// True iff the sizes are whole tiles of the kernel, and so many that it is faster than outer_kernel.
+/// outer_wgmma also takes up to M / wgmma_rows rows of C more, unless turned: wgmma_fits_but_few.
 inline bool wgmma_fits(int64_t M, int64_t N, int64_t K) {
   constexpr int64_t least = int64_t{1} << 16;
   return M * N >= least && K > 0 && M % wgmma_rows == 0 && N % wgmma_columns == 0 && K % outer_depth == 0;
+}
+inline bool wgmma_fits_but_few(int64_t M, int64_t N, int64_t K) {
+  const int64_t rest = M % wgmma_rows;
+  return rest <= M / wgmma_rows && wgmma_fits(M - rest, N, K);
 }
 /// Length of the pieces of K: a block for each of 132 processors. A function of the shape alone.
 inline int64_t wgmma_length(int64_t M, int64_t N, int64_t K) {
@@ -36,7 +41,7 @@ inline int64_t wgmma_length(int64_t M, int64_t N, int64_t K) {
 }
 /// True iff this program has the kernel and the device can run it.
 bool wgmma_exists(const Context& ctx);
-/// p.products and p.sums; wgmma_fits, wgmma_exists.
+/// p.products and p.sums; wgmma_fits or wgmma_fits_but_few, wgmma_exists.
 void outer_wgmma(Context& ctx, const OuterProduct& p);
 
 }  // namespace eigentrace

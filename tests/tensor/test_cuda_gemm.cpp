@@ -84,8 +84,9 @@ double error(const Tensor& c, int64_t K, A&& a, B&& b, const double* bias = null
   return worst;
 }
 
-/// Everything of a linear layer, with x's rows `gap` longer than needed.
-void check_linear(const Mode& mode, int64_t rows, int64_t in, int64_t out, int64_t gap, bool turned) {
+/// Everything of a linear layer, with x's rows `gap` longer than needed, and dy's as many or gap_of_dy.
+void check_linear(const Mode& mode, int64_t rows, int64_t in, int64_t out, int64_t gap, bool turned,
+                  int64_t gap_of_dy = -1) {
   CAPTURE(mode.name);
   CAPTURE(rows);
   CAPTURE(in);
@@ -94,7 +95,7 @@ void check_linear(const Mode& mode, int64_t rows, int64_t in, int64_t out, int64
   CAPTURE(turned);
   Context ctx = gpu_context(mode.precision);
   const Operand x(1, rows, in, mode.dtype, in + gap), w(2, out, in, mode.dtype, 0, turned),
-      b(3, 1, out, mode.dtype), dy(4, rows, out, mode.dtype, out + gap);
+      b(3, 1, out, mode.dtype), dy(4, rows, out, mode.dtype, out + (gap_of_dy < 0 ? gap : gap_of_dy));
   const Tensor bias = b.device.reshape({out});
   for (const bool with_bias : {false, true}) {
     Tensor y = kernels::empty_rows(ctx, {rows, out}, mode.dtype);
@@ -217,6 +218,14 @@ TEST_CASE("cuda products: weight gradients of whole tiles, the last piece of the
   check_linear(modes[2], 544, 256, 256, 0, false);
   check_linear(modes[2], 544, 512, 128, 4, true);
   check_linear(modes[2], 544, 128, 512, 0, false);  // whole tiles of the turned product
+}
+
+TEST_CASE("cuda products: weight gradients of whole tiles and a few rows more, one for each row of tiles") {
+  if (!gpu_here()) return;
+  check_linear(modes[2], 544, 256, 385, 0, false, 7);
+  check_linear(modes[2], 544, 256, 387, 4, true, 1);
+  check_linear(modes[2], 544, 512, 129, 0, false, 3);
+  check_linear(modes[2], 544, 256, 388, 0, false);  // one row too many: outer_kernel's
 }
 
 TEST_CASE("cuda products: batched matrices, transposed and broadcast views") {
