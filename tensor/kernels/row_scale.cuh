@@ -84,8 +84,18 @@ __global__ void head_sums_kernel(const T* x, int64_t rows, int64_t heads, PerSte
   auto* sums = dynamic_shared<double>();
   const int64_t h = blockIdx.x;
   const int i = static_cast<int>(threadIdx.x);
+  constexpr int ahead = 16;  // rows asked for at once: a thread has few, and nothing else hides their way
   double sum = 0;
-  for (int64_t r = i; r < rows; r += blockDim.x) sum += static_cast<double>(x[r * heads + h]);
+  for (int64_t first = i; first < rows; first += int64_t{ahead} * blockDim.x) {
+    T next[ahead];
+#pragma unroll
+    for (int j = 0; j < ahead; ++j) {
+      const int64_t r = first + int64_t{j} * blockDim.x;
+      next[j] = r < rows ? x[r * heads + h] : T(0);
+    }
+#pragma unroll
+    for (int j = 0; j < ahead; ++j) sum += static_cast<double>(next[j]);
+  }
   sums[i] = sum;
   for (int d = static_cast<int>(blockDim.x) / 2; d > 0; d /= 2) {
     __syncthreads();

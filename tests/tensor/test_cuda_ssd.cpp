@@ -279,6 +279,25 @@ TEST_CASE("cuda ssd: the normaliser over several chunks, and scaled rows, aligne
   }
 }
 
+TEST_CASE("cuda ssd: an offset's gradient, a sum over more steps than a block asks for at once") {
+  if (!gpu_here()) return;
+  const Shape steps{3, 5600, 2};
+  const Tensor y = random_tensor({3, 5600, 2, 1}, 1), dout = random_tensor(y.shape(), 2),
+               n = random_tensor(steps, 3), offset = random_tensor({2}, 4);
+  const auto compute = [&](Context& ctx, DType dtype) {
+    const auto load = [&](const Tensor& x) { return x.clone(ctx.device(), dtype); };
+    Tensor none, doffset = ctx.empty({2}, dtype);
+    kernels::norm_scale_backward(ctx, load(y), kernels::NormFunction::softplus, load(n), load(offset), 1,
+                                 load(dout), none, none, doffset);
+    synchronise(ctx.device());
+    return Results{doffset.to_vector<double>()};
+  };
+  Context cpu = poisoned({}), gpu = poisoned(parse_device("cuda"));
+  const Results exact = compute(cpu, DType::f64);
+  CHECK(relative_difference(compute(gpu, DType::f64), exact) < 1e-12);
+  CHECK(relative_difference(compute(gpu, DType::f32), exact) < 1e-5);
+}
+
 TEST_CASE("cuda ssd: normalisers and skips in one pass give what separate ops give") {
   if (!gpu_here()) return;
   const Device device = parse_device("cuda");
