@@ -52,8 +52,9 @@ TEST_CASE("cuda dropped attention: the bits of linear attention followed by drop
   }
   const int64_t sizes[][5] = {
       {2, 130, 3, 16, 128}, {1, 65, 2, 4, 24}, {2, 70, 1, 16, 36}, {1, 100, 2, 5, 7}, {1, 1, 1, 1, 1}};
-  for (const auto& [B, T, H, N, P] : sizes)
+  for (const auto& size : sizes)
     for (const Precision precision : {Precision::fp32, Precision::tf32, Precision::tf32x3, Precision::bf16}) {
+      const int64_t B = size[0], T = size[1], H = size[2], N = size[3], P = size[4];
       if (precision != Precision::tf32 && P == 128) continue;
       CAPTURE(T);
       CAPTURE(P);
