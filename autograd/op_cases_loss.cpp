@@ -1,5 +1,6 @@
 #include "autograd/op_cases.h"
 #include "autograd/ops_loss.h"
+#include "autograd/ops_pointwise.h"
 
 namespace eigentrace {
 namespace {
@@ -22,13 +23,22 @@ Labels some_labels(Rng& rng, int64_t rows, int64_t classes, Device device) {
           Tensor::from(weights, {M}, device), Tensor::from(std::vector<double>{count}, {1}, device)};
 }
 
-OpCase labelled_rows_case() {
-  return {"labelled_rows: half of the rows, with heads", Op::labelled_rows,
-          [](uint64_t seed, Device device) {
+/// before, after: all rows are used as well.
+OpCase labelled_rows_case(const char* what, bool before, bool after) {
+  return {std::string("labelled_rows: half of the rows") + what, Op::labelled_rows,
+          [=](uint64_t seed, Device device) {
             Rng rng(seed);
             const int64_t steps = odd_size(rng), width = odd_size(rng, 7);
             const Labels labels = some_labels(rng, 3 * steps, 5, device);
-            return OpInstance{[=](Tape&, const Values& x) { return Values{labelled_rows(x[0], labels)}; },
+            return OpInstance{[=](Tape&, const Values& x) {
+                                if (!before && !after) return Values{labelled_rows(x[0], labels)};
+                                const Var z = unary(Unary::sigmoid, x[0]);
+                                Values out;
+                                if (before) out.push_back(unary(Unary::gelu, z));
+                                out.push_back(labelled_rows(z, labels));
+                                if (after) out.push_back(unary(Unary::gelu, z));
+                                return out;
+                              },
                               {normal_tensor(rng, {3, steps, 2, width}, device)},
                               {"x"}};
           },
@@ -102,7 +112,10 @@ OpCase log_softmax_case() {
 }  // namespace
 
 std::vector<OpCase> op_cases_loss() {
-  return {labelled_rows_case(),
+  return {labelled_rows_case(", with heads", false, false),
+          labelled_rows_case(", all of them before", true, false),
+          labelled_rows_case(", all of them after", false, true),
+          labelled_rows_case(", all of them before and after", true, true),
           cross_entropy_case(),
           vocabulary_head_case("with bias", true),
           vocabulary_head_case("without bias", false),

@@ -30,9 +30,11 @@ Var labelled_rows(const Var& x, const Labels& labels) {
   Tensor y = x.ctx().empty(shape, x.dtype()), to = as_rows(y);
   kernels::gather_labelled(x.ctx(), as_rows(x.value()), rows_of_labels(labels), to);
   return x.tape().record(Op::labelled_rows, y, {x.ref()}, [x = x.ref(), labels, as_rows](Backward& b) {
-    b.gradient(x, [&](Tensor& dx) {
+    Context& ctx = b.ctx();
+    b.add_rows(x, [&ctx, labels, as_rows, dy = b.dy()](Tensor& dx, bool adds) {
       Tensor rows = as_rows(dx);
-      kernels::scatter_labelled(b.ctx(), {}, as_rows(b.dy()), rows_of_labels(labels), rows);
+      if (adds) return kernels::add_labelled(ctx, as_rows(dy), rows_of_labels(labels), rows);
+      kernels::scatter_labelled(ctx, {}, as_rows(dy), rows_of_labels(labels), rows);
     });
   });
 }

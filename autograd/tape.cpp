@@ -150,6 +150,17 @@ void Tape::commit(int id, const Tensor& gradient) {
   }
 }
 
+void Tape::settle_rows(int id) {
+  Slot& slot = slots_[static_cast<size_t>(id)];
+  if (!slot.rows) return;
+  const auto write = std::move(slot.rows);
+  slot.rows = nullptr;
+  if (slot.seen && !slot.borrowed) return write(slot.gradient, true);
+  Tensor dx = destination(id);
+  write(dx, false);
+  commit(id, dx);
+}
+
 void Tape::finish_views(Node& node) {
   if (!node.whole.defined()) return;  // no part was reached
   for (int i = 0; i < node.outputs; ++i) {
@@ -164,6 +175,7 @@ void Tape::finish_views(Node& node) {
 void Tape::run_backward() {
   while (!nodes_.empty()) {
     Node& node = nodes_.back();
+    for (int i = 0; i < node.outputs; ++i) settle_rows(node.first_slot + i);
     const auto first = slots_.begin() + node.first_slot;
     bool reached = false;
     for (auto slot = first; slot != first + node.outputs; ++slot) reached = reached || slot->seen;
@@ -241,6 +253,17 @@ Tensor Backward::destination(const VarRef& x) { return x.slot < 0 ? Tensor{} : t
 
 void Backward::commit(const VarRef& x, const Tensor& dx) {
   if (x.slot >= 0) tape_.commit(x.slot, dx);
+}
+
+void Backward::add_rows(const VarRef& x, std::function<void(Tensor& dx, bool adds)> write) {
+  if (x.slot < 0) return;
+  Tape::Slot& slot = tape_.slots_[static_cast<size_t>(x.slot)];
+  const bool waits = !slot.leaf && slot.view_node < 0 && !slot.handed && !slot.rows;
+  if (waits) {
+    slot.rows = std::move(write);
+    return;
+  }
+  gradient(x, [&](Tensor& dx) { write(dx, false); });
 }
 
 Tensor Backward::destination_with_sent(const VarRef& x, Tensor& sent) {

@@ -83,6 +83,9 @@ class Backward {
   void gradient(const Var& x, Write&& write) {
     gradient(x.ref(), std::forward<Write>(write));
   }
+  /// A gradient that is zero but for some rows: write(dx, false) writes all of dx, write(dx, true) adds to
+  /// those rows. It waits until x's own node runs, so that another consumer's gradient saves the zeros.
+  void add_rows(const VarRef& x, std::function<void(Tensor& dx, bool adds)> write);
   /// As gradient, where the gradient already exists as a tensor (for example dy itself): no copy if it is the
   /// first.
   void add_gradient(const VarRef& x, const Tensor& dx);
@@ -156,6 +159,7 @@ class Tape {
     Tensor gradient;      // what the first consumer writes, then the sum
     Tensor pending;       // sum of what others sent while the first was still being written (views)
     Tensor destination;   // leaf: where the gradient must end up
+    std::function<void(Tensor&, bool)> rows;  // of add_rows: still to be added
     bool leaf = false;
     bool handed = false;    // `gradient` was handed out to be written
     bool seen = false;      // `gradient` is complete as far as it has been sent
@@ -177,6 +181,7 @@ class Tape {
   Tensor destination(int slot);
   void commit(int slot, const Tensor& gradient);
   void add_into(const Tensor& x, Tensor& sum);
+  void settle_rows(int slot);
   void finish_views(Node& node);
   void run_backward();
   void check_values(Op op, const char* what, const Tensor& value, const std::string& scope);

@@ -55,6 +55,9 @@ inline LabelView view_labelled(const char* what, const LabelledRows& l, int64_t 
 /// y_m = x[rows_m] where weight_m ≠ 0, else 0. x as rows, y [M, …] as many columns.
 void gather_labelled(Context& ctx, const Tensor& x, const LabelledRows& labelled, Tensor& y);
 
+/// y[rows_m] += x_m where weight_m ≠ 0.
+void add_labelled(Context& ctx, const Tensor& x, const LabelledRows& labelled, Tensor& y);
+
 /// Sums what the rows reported, in order. losses [M]: lse − z[label], read where the weight is not 0.
 template <class T>
 void sum_losses(const LabelView& labelled, const double* losses, LossResults results) {

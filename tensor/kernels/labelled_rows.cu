@@ -1,5 +1,5 @@
-// y_m = x[rows_m], and back: y[rows_m] = c x_m among rows of zeros. m runs over labels, those of weight 0
-// left out.
+// y_m = x[rows_m], and back: y[rows_m] = c x_m among rows of zeros, or y[rows_m] += x_m. m runs over labels,
+// those of weight 0 left out.
 #include "tensor/labelled_rows.h"
 
 #include "tensor/dispatch.h"
@@ -29,6 +29,17 @@ void scatter_cpu(T factor, const Rows<T>& x, const LabelView& labels, const Rows
     T* to = y.data + labels.row(m) * y.stride;
 #pragma omp simd
     for (int64_t j = 0; j < y.cols; ++j) to[j] = factor * from[j];
+  });
+}
+
+template <class T>
+void add_cpu(const Rows<T>& x, const LabelView& labels, const Rows<T>& y) {
+  parallel_rows(labels.size, [&](int64_t m) {
+    if (!labels.used(m)) return;
+    const T* from = x.data + m * x.stride;
+    T* to = y.data + labels.row(m) * y.stride;
+#pragma omp simd
+    for (int64_t j = 0; j < y.cols; ++j) to[j] += from[j];
   });
 }
 
@@ -69,6 +80,24 @@ void scatter_labelled(Context& ctx, const Tensor& c, const Tensor& x, const Labe
     if constexpr (!std::is_same_v<T, BFloat16>)
       scatter_cpu(factor ? *factor : T(1), in,
                   view_labelled("scatter_labelled", labelled, out.rows, INT32_MAX), out);
+  });
+}
+
+void add_labelled(Context& ctx, const Tensor& x, const LabelledRows& labelled, Tensor& y) {
+  check_labelled("add_labelled", labelled);
+  if (labelled.labels.numel() == 0) return;
+  dispatch_stored(ctx, "add_labelled", x.dtype(), [&]<class T>() {
+    const Rows<T> out = rows_of<T>(y, "add_labelled: y"), in = rows_of<T>(x, "add_labelled: x");
+#ifdef EIGENTRACE_WITH_CUDA
+    if (ctx.device().is_cuda()) {
+      auto* kernel = in_packs(in) && in_packs(out) ? add_kernel<T, vec_width<T>> : add_kernel<T, 1>;
+      return launch(ctx, kernel, blocks_for(labelled.labels.numel(), labelled_warps), 32 * labelled_warps, 0,
+                    in, DeviceLabels(labelled, out.rows, INT32_MAX), out);
+    }
+#endif
+    require_cpu(ctx, "add_labelled");
+    if constexpr (!std::is_same_v<T, BFloat16>)
+      add_cpu(in, view_labelled("add_labelled", labelled, out.rows, INT32_MAX), out);
   });
 }
 

@@ -25,6 +25,23 @@ __global__ void gather_kernel(Rows<T> x, DeviceLabels labels, T* gathered) {
   }
 }
 
+/// A warp a label: its row of y, to which x_m is added. Rows ascend: each has one label.
+template <class T, int width>
+__global__ void add_kernel(Rows<T> x, DeviceLabels labels, Rows<T> y) {
+  const int64_t m = static_cast<int64_t>(blockIdx.x) * labelled_warps + threadIdx.x / 32;
+  if (m >= labels.size || !labels.used(m)) return;
+  const int64_t row = labels.row(m);
+  if (row < 0 || row >= labels.row_count) return;
+  for (int64_t j = threadIdx.x % 32 * width; j < x.cols; j += 32 * width) {
+    T* const to = y.data + row * y.stride + j;
+    Vec<Arithmetic<T>, width> sum = load_as<Arithmetic<T>, width>(to);
+    const Vec<Arithmetic<T>, width> own = load_as<Arithmetic<T>, width>(x.data + m * x.stride + j);
+#pragma unroll
+    for (int e = 0; e < width; ++e) sum.x[e] += own.x[e];
+    store_as(to, sum);
+  }
+}
+
 constexpr int scatter_rows = 64, scatter_threads = 256;
 
 /// A block writes its rows of y, each once: c x_m at the rows of labels, which ascend, zeros elsewhere;
