@@ -9,7 +9,7 @@ using Values = std::vector<Var>;
 
 /// A function of one [B, T, D] tensor, D even. Views are followed by an op, so that there is a kernel that
 /// reads and writes through them.
-OpCase case_of(std::string name, Op op, std::function<Values(const Var&)> f) {
+OpCase case_of(std::string name, Op op, const std::function<Values(const Var&)>& f) {
   return {std::move(name), op, [f](uint64_t seed, Device device) {
             Rng rng(seed);
             const int64_t b = odd_size(rng, 7), t = odd_size(rng, 63), d = 2 * odd_size(rng, 7);
