@@ -125,6 +125,13 @@ struct Block {
     z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
     return z ^ (z >> 31);
   }
+  /// Warps that stand still as long as others can go on: one, a warpgroup, or all but these.
+  uint32_t choose_late() {
+    const unsigned warps = (threads + 31) / 32;
+    const uint64_t r = next_random(), warp = r / 8 % warps;
+    const uint32_t some = r & 1 ? 1u << warp : 0xFu << warp / 4 * 4;
+    return r & 6 ? r & 2 ? some : ~some : 0;
+  }
   void release_block() {
     waiting = 0, last_count = counted, counted = 0;
     for (unsigned i = 0; i < threads; ++i)
@@ -217,13 +224,19 @@ void Block::run() {
   std::fill(std::begin(named), std::end(named), Named{});
   std::vector<unsigned> order(threads);
   std::iota(order.begin(), order.end(), 0u);
+  uint32_t late = choose_late();
+  const uint64_t rounds = uint64_t{8} << next_random() % 3 * 4;  // between choices: 8, 128, 2048
+  bool progress = true;
   while (alive > 0) {
     for (unsigned i = threads; i > 1; --i) std::swap(order[i - 1], order[next_random() % i]);
-    bool progress = false;
+    if (next_random() % rounds == 0) late = choose_late();
+    const bool all = !progress;  // nobody else can go on
+    progress = false;
     for (size_t i = landings.size(); i-- > 0;)
       if (next_random() % 4 == 0) land(i), progress = true;
     for (const unsigned i : order) {
       Fiber& fiber = fibers[i];
+      if (!all && late >> i / 32 & 1) continue;
       if (may_go_on(fiber)) fiber.state = State::ready;
       if (fiber.state != State::ready) continue;
       progress = true;
@@ -240,7 +253,7 @@ void Block::run() {
         }
       }
     }
-    if (!progress && landings.empty()) deadlock();
+    if (all && !progress && landings.empty()) deadlock();
   }
 }
 
