@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <vector>
 
 #include "tensor/context.h"
@@ -17,6 +18,10 @@ inline bool gpu_here() {
   MESSAGE("no GPU here: this case needs one");
   return false;
 }
+
+/// True under compute-sanitizer (`make sanitize-gpu`), where a launch takes milliseconds: then tests leave
+/// out passes that launch the same kernels again.
+inline bool under_sanitizer() { return std::getenv("EIGENTRACE_SANITIZER") != nullptr; }
 
 /// Step memory that starts as NaN.
 inline Context poisoned(Device device, Precision precision = Precision::fp32) {

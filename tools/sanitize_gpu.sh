@@ -20,7 +20,7 @@ check() {
   return $((status != 0))
 }
 export -f check
-export tests limit
+export tests limit EIGENTRACE_SANITIZER=1
 
 # Central differences run the ops' kernels thousands of times over and nothing else.
 "$tests" --list-test-cases --test-case="$cases" | grep -E '^[a-z].*: ' | grep -v 'central differences' |

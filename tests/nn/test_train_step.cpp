@@ -13,6 +13,7 @@
 #include "spectral/reading.h"
 #include "tasks/config.h"
 #include "tasks/loader.h"
+#include "tests/cuda_testing.h"
 #include "tools/device_batch.h"
 
 using namespace eigentrace;
@@ -183,11 +184,13 @@ TEST_CASE("train step: on a GPU, captured steps have the bits of eager ones, and
   const Device gpu = parse_device("cuda");
   for (const ModelCase& family : families) {
     SUBCASE(family.name) {
-      const Outcome eager = train(family, gpu, How::eager, 12),
-                    captured = train(family, gpu, How::captured, 12);
+      const int64_t steps = testing::under_sanitizer() ? 9 : 12;  // the eighth batch is a ragged one
+      const Outcome eager = train(family, gpu, How::eager, steps),
+                    captured = train(family, gpu, How::captured, steps);
       CHECK(eager.nodes == 0);
       CHECK(captured.nodes > 10);
       check_same(captured, eager);
+      if (testing::under_sanitizer()) continue;
       check_same(train(family, gpu, How::captured, 12), captured);
       if (&family == &families[1]) check_same(train(family, gpu, How::by_hand, 12), eager);
       const Outcome cpu = train(family, {}, How::eager, 12);
@@ -250,7 +253,7 @@ TEST_CASE("train step: on a GPU, a step with a reading is a captured one with co
   for (const ModelCase& family : families) {
     SUBCASE(family.name) {
       const Outcome read = train(family, gpu, How::captured, 12, 2);
-      check_same(read, train(family, gpu, How::captured, 12));
+      if (!testing::under_sanitizer()) check_same(read, train(family, gpu, How::captured, 12));
       CHECK(read.spectra == train(family, gpu, How::by_hand, 12, 2).spectra);
       CHECK(read.reading_nodes > read.nodes);
       CHECK(read.reading_nodes <= read.nodes + 8);
