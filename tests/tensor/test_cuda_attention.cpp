@@ -130,21 +130,22 @@ const Sizes sizes[] = {{2, 1, 2, 5, 5},
 TEST_CASE("cuda attention: the CPU's values, gradients and masks in every precision") {
   if (cuda_device_count() == 0) return;
   Context cpu = poisoned({}), gpu = poisoned(parse_device("cuda"));
-  for (const Sizes& s : sizes) {
-    const Values values = inputs_of(s);
-    const Results exact = run(cpu, s, DType::f64, values);
-    for (const Mode& mode : modes) {
-      CAPTURE(mode.name);
-      CAPTURE(s.T);
-      CAPTURE(s.N);
-      CAPTURE(s.P);
-      gpu.precision = mode.precision;
-      const Results found = run(gpu, s, mode.dtype, values);
-      CHECK(difference(found.y, exact.y) < mode.bound);
-      CHECK(difference(found.lse, exact.lse) < mode.bound);
-      CHECK(difference(found.dq, exact.dq) < mode.bound);
-      CHECK(difference(found.dk, exact.dk) < mode.bound);
-      CHECK(difference(found.dv, exact.dv) < mode.bound);
+  for (const Mode& mode : modes) {
+    SUBCASE(mode.name.c_str()) {
+      for (const Sizes& s : sizes) {
+        const Values values = inputs_of(s);
+        const Results exact = run(cpu, s, DType::f64, values);
+        CAPTURE(s.T);
+        CAPTURE(s.N);
+        CAPTURE(s.P);
+        gpu.precision = mode.precision;
+        const Results found = run(gpu, s, mode.dtype, values);
+        CHECK(difference(found.y, exact.y) < mode.bound);
+        CHECK(difference(found.lse, exact.lse) < mode.bound);
+        CHECK(difference(found.dq, exact.dq) < mode.bound);
+        CHECK(difference(found.dk, exact.dk) < mode.bound);
+        CHECK(difference(found.dv, exact.dv) < mode.bound);
+      }
     }
   }
 }
