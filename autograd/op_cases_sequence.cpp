@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <functional>
 #include <numeric>
+#include <utility>
 
 #include "autograd/op_cases.h"
 #include "autograd/ops_pointwise.h"
@@ -45,42 +47,36 @@ OpCase embedding_case(const char* what, bool positions, bool bias, int64_t vocab
           }};
 }
 
-OpCase conv_case(const char* what, int64_t taps, bool silu, int64_t time, int64_t channels) {
-  OpCase result{
-      std::string("causal_conv1d: ") + what, Op::causal_conv1d, [=](uint64_t seed, Device device) {
-        Rng rng(seed);
-        const int64_t batch = odd_size(rng, 2);
-        return OpInstance{
-            [=](Tape&, const Values& in) {
-              const Values parts = split(in[0], {2, channels});
-              return Values{causal_conv1d(parts[1], in[1], in[2], silu), scale(parts[0], 2)};
-            },
-            {normal_tensor(rng, {batch, time, channels + 2}, device),
-             normal_tensor(rng, {channels, 1, taps}, device), normal_tensor(rng, {channels}, device)},
-            {"x", "weight", "bias"}};
-      }};
+/// `body` of x, of `extra` more columns than there are channels, weight and bias.
+OpCase conv_case_of(const char* what, int64_t taps, int64_t time, int64_t channels, int64_t extra,
+                    std::function<Values(const Values&)> body) {
+  OpCase result{std::string("causal_conv1d: ") + what, Op::causal_conv1d,
+                [=, body = std::move(body)](uint64_t seed, Device device) {
+                  Rng rng(seed);
+                  const int64_t batch = odd_size(rng, 2);
+                  return OpInstance{[body](Tape&, const Values& in) { return body(in); },
+                                    {normal_tensor(rng, {batch, time, channels + extra}, device),
+                                     normal_tensor(rng, {channels, 1, taps}, device),
+                                     normal_tensor(rng, {channels}, device)},
+                                    {"x", "weight", "bias"}};
+                }};
   result.float32_tolerance = 1e-4;
   return result;
+}
+
+OpCase conv_case(const char* what, int64_t taps, bool silu, int64_t time, int64_t channels) {
+  return conv_case_of(what, taps, time, channels, 2, [=](const Values& in) {
+    const Values parts = split(in[0], {2, channels});
+    return Values{causal_conv1d(parts[1], in[1], in[2], silu), scale(parts[0], 2)};
+  });
 }
 
 /// elu + 1 of the second of three parts; the others stay as they are.
 OpCase conv_elu_case(const char* what, int64_t taps, bool silu, int64_t time, int64_t begin, int64_t end,
                      int64_t channels) {
-  OpCase result{
-      std::string("causal_conv1d: ") + what, Op::causal_conv1d, [=](uint64_t seed, Device device) {
-        Rng rng(seed);
-        const int64_t batch = odd_size(rng, 2);
-        return OpInstance{
-            [=](Tape&, const Values& in) {
-              return causal_conv1d_elu(in[0], in[1], in[2], silu, {begin, end - begin, channels - end}, 1)
-                  .parts;
-            },
-            {normal_tensor(rng, {batch, time, channels}, device),
-             normal_tensor(rng, {channels, 1, taps}, device), normal_tensor(rng, {channels}, device)},
-            {"x", "weight", "bias"}};
-      }};
-  result.float32_tolerance = 1e-4;
-  return result;
+  return conv_case_of(what, taps, time, channels, 0, [=](const Values& in) {
+    return causal_conv1d_elu(in[0], in[1], in[2], silu, {begin, end - begin, channels - end}, 1).parts;
+  });
 }
 
 OpCase pool_case(const char* what, Pooling how, bool lengths, bool valid) {

@@ -34,6 +34,25 @@ void with_parameters(Backward& b, kernels::NormBackward& n, const VarRef& weight
   b.commit_with_sent(bias, n.dbias, bias_sent);
 }
 
+/// Memory for what the residual forms make of rows like `like`.
+void make_residual_room(const Var& like, const Var& weight, kernels::NormForward& n) {
+  Context& ctx = like.ctx();
+  n.sum = ctx.empty(like.shape(), like.dtype());
+  n.y = ctx.empty(like.shape(), like.dtype());
+  n.mean = ctx.empty(rows_shape(like), weight.dtype());
+  n.rstd = ctx.empty(rows_shape(like), weight.dtype());
+}
+/// Operands of their backward pass: gradients of the normed value and, if it went on, of the sum.
+kernels::NormBackward residual_backward(Backward& b, const Tensor& sum, const Tensor& weight,
+                                        const Tensor& mean, const Tensor& rstd) {
+  return {.x = sum,
+          .weight = weight,
+          .mean = mean,
+          .rstd = rstd,
+          .dy = b.dy(1),
+          .dsum = b.has_dy(0) ? b.dy(0) : Tensor{}};
+}
+
 }  // namespace
 
 Var layer_norm(const Var& x, const Var& weight, const Var& bias, double epsilon) {
@@ -90,10 +109,7 @@ ResidualNorm residual_layer_norm(const Var& x, const Var& branch, double dropout
   kernels::NormForward n{
       .x = x.value(), .branch = branch.value(), .weight = weight.value(), .bias = bias.value()};
   n.epsilon = epsilon, n.p = dropout, n.random_op = random_op;
-  n.sum = ctx.empty(branch.shape(), branch.dtype());
-  n.y = ctx.empty(branch.shape(), branch.dtype());
-  n.mean = ctx.empty(rows_shape(branch), weight.dtype());
-  n.rstd = ctx.empty(rows_shape(branch), weight.dtype());
+  make_residual_room(branch, weight, n);
   kernels::layer_norm(ctx, n);
   const VarRef refs[] = {x.ref(), branch.ref(), weight.ref(), bias.ref()};
   const auto backward = [x = x.ref(), branch = branch.ref(), weight, bias = bias.ref(), sum = n.sum,
@@ -102,12 +118,7 @@ ResidualNorm residual_layer_norm(const Var& x, const Var& branch, double dropout
       b.add_gradient(x, b.dy(0));
       return b.add_gradient(branch, b.dy(0));
     }
-    kernels::NormBackward g{.x = sum,
-                            .weight = weight.value(),
-                            .mean = mean,
-                            .rstd = rstd,
-                            .dy = b.dy(1),
-                            .dsum = b.has_dy(0) ? b.dy(0) : Tensor{}};
+    kernels::NormBackward g = residual_backward(b, sum, weight.value(), mean, rstd);
     g.p = dropout, g.random_op = random_op;
     with_parameters(b, g, weight.ref(), bias, [&](auto&& norm) {
       const bool shared = dropout == 0;  // both gradients are the same numbers: one tensor, lent to both
@@ -141,22 +152,14 @@ ResidualNorm residual_layer_norm_of_glu(const Var& x, const Var& both, const Var
   Context& ctx = x.ctx();
   kernels::NormForward n{.x = x.value(), .weight = weight.value(), .bias = bias.value()};
   n.epsilon = epsilon;
-  n.sum = ctx.empty(x.shape(), x.dtype());
-  n.y = ctx.empty(x.shape(), x.dtype());
-  n.mean = ctx.empty(rows_shape(x), weight.dtype());
-  n.rstd = ctx.empty(rows_shape(x), weight.dtype());
+  make_residual_room(x, weight, n);
   kernels::glu_layer_norm(ctx, n, both.value());
   const VarRef refs[] = {x.ref(), both.ref(), weight.ref(), bias.ref()};
   const auto backward = [x = x.ref(), both, weight, bias = bias.ref(), sum = n.sum, mean = n.mean,
                          rstd = n.rstd](Backward& b) {
     Tensor dx;
     if (b.has_dy(1)) {
-      kernels::NormBackward g{.x = sum,
-                              .weight = weight.value(),
-                              .mean = mean,
-                              .rstd = rstd,
-                              .dy = b.dy(1),
-                              .dsum = b.has_dy(0) ? b.dy(0) : Tensor{}};
+      kernels::NormBackward g = residual_backward(b, sum, weight.value(), mean, rstd);
       with_parameters(b, g, weight.ref(), bias, [&](auto&& norm) {
         if (x.slot >= 0 || both.needs_gradient()) g.dx = b.ctx().empty(sum.shape(), sum.dtype());
         norm();

@@ -104,6 +104,18 @@ __global__ void __launch_bounds__(threads, 1)
       copy_commit();
     }
   };
+  const auto hand_on_tiles = [&] {  // as they arrive
+    named_sync(of_steps, threads);
+    copy_wait<2>();
+    fence_for_async();
+    named_arrive(of_q_k, threads);
+    copy_wait<1>();
+    fence_for_async();
+    named_arrive(of_v_dy, threads);
+    copy_wait<0>();
+    fence_for_async();
+    named_sync(of_before, 2 * group_threads);
+  };
   // Fragments of a left operand that lies in a tile turned; rounded, unless that is done.
   const auto turned = [&]<bool rounds>(const unsigned char* tile) {
     return [=](uint32_t(&a)[4], uint32_t(&other)[4], int step) {
@@ -129,16 +141,7 @@ __global__ void __launch_bounds__(threads, 1)
     copy_tiles(s.q, s.v);
     float4 keys{0, 0, 0, 0};  // their sum before the chunk
     if (s.linear && has_before) keys = *reinterpret_cast<const float4*>(before + width * width + column);
-    named_sync(of_steps, threads);
-    copy_wait<2>();
-    fence_for_async();
-    named_arrive(of_q_k, threads);
-    copy_wait<1>();
-    fence_for_async();
-    named_arrive(of_v_dy, threads);
-    copy_wait<0>();
-    fence_for_async();
-    named_sync(of_before, 2 * group_threads);
+    hand_on_tiles();
     float d[2][32] = {};
     if (has_before) {
       start_products<2>(d, {base + before_at, base + before_at + tile_bytes}, base + dy_at);
@@ -222,16 +225,7 @@ __global__ void __launch_bounds__(threads, 1)
 #pragma unroll
       for (int i = 0; i < 16; ++i)
         rest[i] = *reinterpret_cast<const float4*>(after + (ssd_chunk + 4 * i + warp) * width + 4 * lane);
-    named_sync(of_steps, threads);
-    copy_wait<2>();
-    fence_for_async();
-    named_arrive(of_q_k, threads);
-    copy_wait<1>();
-    fence_for_async();
-    named_arrive(of_v_dy, threads);
-    copy_wait<0>();
-    fence_for_async();
-    named_sync(of_before, 2 * group_threads);
+    hand_on_tiles();
     if (const int next = static_cast<int>(blockIdx.x) + processors; next < static_cast<int>(gridDim.x)) {
       // What the block after this one wants, to the L2 cache, while memory has nothing else to do.
       const int next_sequence = next % sequences, next_b = next_sequence / s.H, next_h = next_sequence % s.H;
