@@ -164,20 +164,25 @@ __global__ void __launch_bounds__(threads, 1)
     share_sums(dots, lane);
     *reinterpret_cast<float2*>(f.from_state[warp] + 8 * g + 2 * t) = {dots[0], dots[1]};
     named_sync(used_up, threads);
-    named_sync(pairs_there, threads);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const float2 rows = two_at(f.row + 8 * j + 2 * t), deta = two_at(f.deta + 8 * j + 2 * t);
+    for (int j = 0; j < 8; ++j) {  // while the third warpgroup makes the pairs
+      const float2 rows = two_at(f.row + 8 * j + 2 * t);
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const float row = e ? rows.y : rows.x, of_keys_sum = e ? deta.y : deta.x;
-        float &x0 = d[0][4 * j + e], &x1 = d[0][4 * j + 2 + e], &x2 = d[1][4 * j + e],
-              &x3 = d[1][4 * j + 2 + e];
-        x0 = row * x0 + of_keys_sum * keys.x, x1 = row * x1 + of_keys_sum * keys.y;
-        x2 = row * x2 + of_keys_sum * keys.z, x3 = row * x3 + of_keys_sum * keys.w;
-      }
+      for (int i = 0; i < 8; ++i) d[i / 4][4 * j + i % 4] *= i % 2 ? rows.y : rows.x;
     }
+    named_sync(pairs_there, threads);
     multiply_turned(d, turned.template operator()<true>(shared + k_at), base + w_at, 0, true);
+    if (s.linear)
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const float2 deta = two_at(f.deta + 8 * j + 2 * t);
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const float of_keys_sum = e ? deta.y : deta.x;
+          d[0][4 * j + e] += of_keys_sum * keys.x, d[0][4 * j + 2 + e] += of_keys_sum * keys.y;
+          d[1][4 * j + e] += of_keys_sum * keys.z, d[1][4 * j + 2 + e] += of_keys_sum * keys.w;
+        }
+      }
     if (s.of_elu)
 #pragma unroll
       for (int j = 0; j < 8; ++j)
