@@ -11,33 +11,41 @@
 namespace eigentrace {
 
 Attended softmax_attention(const Var& q, const Var& k, const Var& v, double scale, double dropout,
-                           const Labels* labels) {
+                           const Labels* labels, bool rows_alone) {
   if (q.rank() != 4 || v.rank() != 4)
     fail("softmax_attention: q [B, T, H, N] and v [B, T, H, P] expected, found " + to_string(q.value()) +
          ", " + to_string(v.value()));
   Tape& tape = q.tape();
   Context& ctx = tape.ctx();
   const uint32_t op = dropout > 0 ? tape.next_random_op() : 0;
-  Tensor y = ctx.empty(v.shape(), v.dtype()),
-         lse = ctx.empty(q.shape().without(3), arithmetic_type(q.dtype()));
-  kernels::softmax_attention(ctx, q.value(), k.value(), v.value(), scale, dropout, op, y, lse);
-  const Var result = tape.record(Op::softmax_attention, y, {q, k, v}, [=](Backward& b) {
-    Tensor dq = b.destination(q.ref()), dk = b.destination(k.ref()), dv = b.destination(v.ref());
-    kernels::softmax_attention_backward(b.ctx(), q.value(), k.value(), v.value(), y, lse, b.dy(), scale,
-                                        dropout, op, dq, dk, dv);
-    b.commit(q.ref(), dq), b.commit(k.ref(), dk), b.commit(v.ref(), dv);
-  });
-  if (!labels) return {result, lse};
-  Tensor rows = ctx.empty({1, labels->labels.numel(), v.dim(2), v.dim(3)}, v.dtype());
-  const Tensor spans = kernels::attended_rows(ctx, q.value(), v.value(), y, scale, dropout,
-                                              rows_of_labels(*labels), tape.recording(), rows);
-  const auto backward = [=, labels = *labels](Backward& b) {
-    Tensor dq = b.destination(q.ref()), dk = b.destination(k.ref()), dv = b.destination(v.ref());
-    kernels::attended_rows_backward(b.ctx(), q.value(), k.value(), v.value(), y, lse, spans, b.dy(),
-                                    rows_of_labels(labels), scale, dropout, op, dq, dk, dv);
+  const auto commit = [=](Backward& b, const Tensor& dq, const Tensor& dk, const Tensor& dv) {
     b.commit(q.ref(), dq), b.commit(k.ref(), dk), b.commit(v.ref(), dv);
   };
-  return {result, lse, tape.record(Op::attended_rows, rows, {q, k, v}, backward)};
+  Attended out;
+  Tensor y;
+  const int64_t M = labels ? labels->labels.numel() : 0;
+  if (!labels || !rows_alone || !kernels::attends_rows_alone(ctx, q.value(), v.value(), scale, dropout, M)) {
+    y = ctx.empty(v.shape(), v.dtype());
+    out.lse = ctx.empty(q.shape().without(3), arithmetic_type(q.dtype()));
+    kernels::softmax_attention(ctx, q.value(), k.value(), v.value(), scale, dropout, op, y, out.lse);
+    out.y = tape.record(Op::softmax_attention, y, {q, k, v}, [=, lse = out.lse](Backward& b) {
+      Tensor dq = b.destination(q.ref()), dk = b.destination(k.ref()), dv = b.destination(v.ref());
+      kernels::softmax_attention_backward(b.ctx(), q.value(), k.value(), v.value(), y, lse, b.dy(), scale,
+                                          dropout, op, dq, dk, dv);
+      commit(b, dq, dk, dv);
+    });
+  }
+  if (!labels) return out;
+  Tensor rows = ctx.empty({1, M, v.dim(2), v.dim(3)}, v.dtype());
+  const kernels::AttendedRows kept = kernels::attended_rows(
+      ctx, q.value(), k.value(), v.value(), scale, dropout, y, out.lse, rows_of_labels(*labels), rows);
+  out.rows = tape.record(Op::attended_rows, rows, {q, k, v}, [=, labels = *labels](Backward& b) {
+    Tensor dq = b.destination(q.ref()), dk = b.destination(k.ref()), dv = b.destination(v.ref());
+    kernels::attended_rows_backward(b.ctx(), q.value(), k.value(), v.value(), kept, b.dy(),
+                                    rows_of_labels(labels), scale, dropout, op, dq, dk, dv);
+    commit(b, dq, dk, dv);
+  });
+  return out;
 }
 
 namespace {

@@ -10,13 +10,14 @@ struct Labels;  // autograd/ops_loss.h
 struct Attended {
   Var y;       ///< [B,T,H,P]
   Tensor lse;  ///< [B,T,H], log Σ_{j≤i} exp(scale q_i·k_j): log η of the dynamical system
-  Var rows{};  ///< [1,M,H,P], y at the labelled rows if there are labels, zero where the weight is 0
+  Var rows;    ///< [1,M,H,P], y at the labelled rows if there are labels, zero where the weight is 0
 };
 /// Causal softmax attention, memory linear in T: y_i = Σ_{j≤i} p_ij v_j, p_ij = exp(scale q_i·k_j − lse_i),
 /// with dropout on p if p > 0. q, k [B,T,H,N], v [B,T,H,P]; strided, last axis dense. Kept: q, k, v, y, lse.
 /// The gradient of `rows` goes straight to q, k and v, for these queries alone where the device can.
+/// rows_alone: nobody reads y and lse, which then may be undefined; `rows` has the same bits.
 Attended softmax_attention(const Var& q, const Var& k, const Var& v, double scale, double dropout,
-                           const Labels* labels = nullptr);
+                           const Labels* labels = nullptr, bool rows_alone = false);
 
 /// Scalar-decay linear recurrence, per batch and head (head h reads group ⌊h·G/H⌋ of q and k):
 ///   S_i = exp(log_a_i) S_{i−1} + w_i k_i v_iᵀ,   y_i = q_i S_i,   S_{−1} = 0

@@ -66,7 +66,8 @@ class Mixer {
   virtual Mixed mix_activated(Forward& forward, const Terms& terms, const Activation&) const {
     return mix(forward, terms);
   }
-  /// The same, where labelled rows of y alone are gone on with.
+  /// The same, where labelled rows of y alone are gone on with; without a hook on_mixer the rest may be
+  /// missing.
   virtual Mixed mix_for_rows(Forward& forward, const Terms& terms, const Labels&) const {
     return mix(forward, terms);
   }

@@ -49,8 +49,8 @@ class TrainStep {
   /// Says that `rates` gives other numbers from the next step on (a plateau).
   void rates_changed();
   /// One step on a batch whose tensors keep their addresses as long as their shapes stay. Does not wait for
-  /// it. With a reading (not null) the same kernels run, to the same bits, and copies of what eigenvalues are
-  /// a function of: on a GPU a graph of its own. Error: out of step memory, naming the op.
+  /// it. With a reading (not null) the same numbers to the same bits, and copies of what eigenvalues are a
+  /// function of: on a GPU a graph of its own. Error: out of step memory, naming the op.
   void run(const ModelInput& input, const Labels& labels, StepReading* reading = nullptr);
   /// The step as a dry run; the reading's memory is asked for. Error: of that there is too little.
   StepPlan plan(const ModelInput& input, const Labels& labels, StepReading* reading = nullptr);

@@ -225,15 +225,23 @@ void softmax_attention(Context& ctx, const Tensor& q, const Tensor& k, const Ten
 void softmax_attention_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
                                 const Tensor& y, const Tensor& lse, const Tensor& dy, double scale,
                                 double dropout, uint32_t op, Tensor& dq, Tensor& dk, Tensor& dv);
+/// Whether attended_rows wants no y and lse of other queries.
+bool attends_rows_alone(const Context& ctx, const Tensor& q, const Tensor& v, double scale, double dropout,
+                        int64_t labels);
+/// What attended_rows keeps for its backward pass.
+struct AttendedRows {
+  Tensor y, lse;  ///< of all queries, or, if there are spans, of the labelled ones: rows, [M, H]
+  Tensor spans;   ///< how the labelled rows lie in the sequences
+};
 /// rows [1, M, H, P] = softmax attention's y at labelled rows b T + t, zero where the weight is 0 (only at
-/// the end). Returns what the backward pass wants to know of the labels, undefined if nothing.
-Tensor attended_rows(Context& ctx, const Tensor& q, const Tensor& v, const Tensor& y, double scale,
-                     double dropout, const LabelledRows& labelled, bool for_backward, Tensor& rows);
+/// the end); to the bits of y and lse of all queries, which may be undefined if attends_rows_alone.
+AttendedRows attended_rows(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, double scale,
+                           double dropout, const Tensor& y, const Tensor& lse, const LabelledRows& labelled,
+                           Tensor& rows);
 /// softmax_attention_backward for dy [1, M, H, P] of these rows and none of the others.
-void attended_rows_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& y,
-                            const Tensor& lse, const Tensor& spans, const Tensor& dy,
-                            const LabelledRows& labelled, double scale, double dropout, uint32_t op,
-                            Tensor& dq, Tensor& dk, Tensor& dv);
+void attended_rows_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
+                            const AttendedRows& kept, const Tensor& dy, const LabelledRows& labelled,
+                            double scale, double dropout, uint32_t op, Tensor& dq, Tensor& dk, Tensor& dv);
 /// S_i = exp(log_a_i) S_{i−1} + w_i k_i v_iᵀ, y_i = q_i S_i; log_a [B, T, H], [H] or undefined, w likewise
 /// [B, T, H]; kept: of ssd_kept, or undefined (then the backward pass computes it again)
 void ssd(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_a,

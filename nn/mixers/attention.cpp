@@ -126,8 +126,8 @@ class SoftmaxAttention final : public QkvAttention {
  private:
   Mixed attend(Forward& forward, const Terms& terms, const Labels* labels) const {
     const AttentionTerms& t = own(terms);
-    const Attended out =
-        softmax_attention(t.q, t.k, t.v, inverse_root_width(), forward.rate(config_.att_dropout), labels);
+    const Attended out = softmax_attention(t.q, t.k, t.v, inverse_root_width(),
+                                           forward.rate(config_.att_dropout), labels, !forward.on_mixer);
     return {.y = out.y, .log_eta = out.lse, .rows = out.rows};
   }
 };

@@ -118,8 +118,9 @@ __global__ void __launch_bounds__(AttentionShapes<M, N, P>::backward.threads(),
     }
   };
   start(j0, 0);
-  attention_stage<M, rows, N, threads>(k_s, k, j0);
-  attention_stage<M, rows, P, threads>(v_s, v, j0);
+  const auto key = [&](int r) { return j0 + r; };
+  attention_stage<M, rows, N, threads>(k_s, k, key);
+  attention_stage<M, rows, P, threads>(v_s, v, key);
 
   __syncthreads();
   const AttentionLeft<M, N, groups, N == 16 && P <= 64> k_left(k_s + own * np);

@@ -41,9 +41,9 @@ void attention_delta(const Context& ctx, const AttentionOperands<T>& a, const At
 /// How a tensor-core block works: each of `warps` owns 16 · groups queries (forward) or keys (backward), and
 /// together they walk over tiles of `tile` of the other ones, of which the forward pass takes 32 at a time.
 /// dq: `span` tiles a product, `slots` of these in shared memory (2: one barrier less). `resident`: blocks an
-/// SM, which bounds registers.
+/// SM, which bounds registers. `ahead`: tiles under way in the forward pass.
 struct AttentionShape {
-  int warps, groups, tile, resident, span = 1, slots = 1;
+  int warps, groups, tile, resident, span = 1, slots = 1, ahead = 1;
   constexpr int threads() const { return 32 * warps; }
   constexpr int rows() const { return 16 * groups * warps; }
 };
@@ -55,6 +55,8 @@ constexpr AttentionShape attention_forward_shape(Precision precision, int N, int
   if (P <= 64) return half ? AttentionShape{4, 2, 64, 2} : AttentionShape{8, 1, 32, 1};
   return half ? AttentionShape{4, 2, 32, 2} : AttentionShape{8, 1, 32, 1};
 }
+/// Of picked queries, heads 128 × 128 in bf16: a block an SM at most, which waits for memory alone.
+constexpr AttentionShape attention_picks_shape{4, 1, 32, 1, 1, 1, 4};
 constexpr AttentionShape attention_backward_shape(Precision precision, int N, int P) {
   const bool half = precision == Precision::bf16;
   const int two = precision == Precision::tf32x3 ? 1 : 2;
@@ -71,7 +73,7 @@ constexpr size_t attention_forward_bytes(const AttentionShape& s, Precision prec
   const int pad = attention_pad(precision);
   return static_cast<size_t>(precision == Precision::bf16 ? 2 : 4) *
              static_cast<size_t>(s.rows() * (N + pad) + s.tile * (2 * (N + pad) + 3 * (P + pad))) +
-         static_cast<size_t>(precision == Precision::bf16 ? 4 * s.tile * (N + P) : 0);
+         static_cast<size_t>(precision == Precision::bf16 ? 4 * s.ahead * s.tile * (N + P) : 0);
 }
 constexpr size_t attention_backward_bytes(const AttentionShape& s, Precision precision, int N, int P) {
   const int pad = attention_pad(precision);
@@ -107,9 +109,9 @@ struct AttentionParts {
   float* data;
   int first_block, blocks;
 };
-/// Queries that alone have a gradient, at ascending rows b T + t; dy [1, M, H, P] is theirs. Of each sequence
-/// they fill tiles of their own: its first one is ⌊begin / 64⌋ + b of a head's `capacity`, so that no sum
-/// over the sequences before it is wanted.
+/// Queries that alone are read, at ascending rows b T + t; y and dy [1, M, H, P] and lse [M, H] are theirs.
+/// Of each sequence they fill tiles of their own: its first one is ⌊begin / 64⌋ + b of a head's `capacity`,
+/// so that no sum over the sequences before it is wanted.
 struct AttentionPicks {
   const int32_t* rows = nullptr;           ///< [M]; null: row m
   const int32_t* spans = nullptr;          ///< [B · pieces + 1]: how many rows lie before b T + 64 c; in all
@@ -122,8 +124,25 @@ struct AttentionPicks {
     const int64_t t = (rows ? rows[m] : m) - int64_t{b} * length;
     return t >= 0 && t < length ? static_cast<int>(t) : length;
   }
+  /// Rows first … of those before `end`, which are of `sequence`; none if first ≥ end.
+  struct Tile {
+    int sequence, first, end;
+  };
+  /// Tile `index` of a head, of the last sequence whose first tile is no later; whole blocks ask.
+  __device__ Tile tile(int index, int sequences) const {
+    int last = -1;
+    for (int s = 0; s < sequences; s += static_cast<int>(blockDim.x)) {
+      const int own = s + static_cast<int>(threadIdx.x);
+      last += __syncthreads_count(own < sequences && before(own, 0) / attention_wgmma_queries + own <= index);
+    }
+    const int begin = before(last, 0), own = index - begin / attention_wgmma_queries - last;
+    return {last, begin + own * attention_wgmma_queries, before(last, pieces)};
+  }
 };
 void attention_tensor_cores(const Context& ctx, const AttentionPlan& plan, const AttentionOperands<float>& a);
+/// y and lse of picked queries, where attention_picks_exist. Those that are in no sequence stay as they are.
+void attention_tensor_cores_picks(const Context& ctx, const AttentionOperands<float>& a,
+                                  const AttentionPicks& picks);
 /// memory: attention_backward_elements, or null if there are none.
 void attention_tensor_cores_backward(const Context& ctx, const AttentionPlan& plan,
                                      const AttentionOperands<float>& a, const AttentionGradients<float>& g,

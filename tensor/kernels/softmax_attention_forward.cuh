@@ -26,43 +26,87 @@ namespace eigentrace::kernels {
 constexpr float attention_headroom = 6;
 constexpr unsigned attention_processors = 132;  // of a large GPU, which blocks come to in their order
 
-template <class M, int N, int P, bool drops>
-__global__ void __launch_bounds__(AttentionShapes<M, N, P>::forward.threads(),
-                                  AttentionShapes<M, N, P>::forward.resident)
-    attention_mma_kernel(AttentionOperands<float> a, AttentionAccess access) {
+/// picked: a block's queries are a tile of `picks`.
+template <class M, int N, int P, bool picked>
+constexpr AttentionShape attention_forward =
+    picked ? attention_picks_shape : AttentionShapes<M, N, P>::forward;
+template <class M, int N, int P, bool drops, bool picked = false>
+__global__ void __launch_bounds__(attention_forward<M, N, P, picked>.threads(),
+                                  attention_forward<M, N, P, picked>.resident)
+    attention_mma_kernel(AttentionOperands<float> a, AttentionAccess access, AttentionPicks picks) {
   using Element = typename M::Element;
-  constexpr AttentionShape shape = AttentionShapes<M, N, P>::forward;
-  constexpr int threads = shape.threads(), rows = shape.rows(), groups = shape.groups, keys = shape.tile;
+  constexpr AttentionShape shape = attention_forward<M, N, P, picked>;
+  constexpr int threads = shape.threads(), rows = shape.rows(), groups = shape.groups, keys = shape.tile,
+                ahead = shape.ahead;
   constexpr int own_rows = 16 * groups, part = keys < 32 ? keys : 32, tiles = part / 8;
   constexpr int np = N + M::pad, pp = P + M::pad;
   constexpr bool by_products = M::starts && P <= 64;  // sums of p, where tensor cores have time
   static_assert(part % own_rows == 0, "a row sees a key of every part that its warp works on");
+  static_assert(!picked || rows == attention_wgmma_queries);
   using CopyK = AttentionCopy<M, keys, N, threads>;
   using CopyV = AttentionCopy<M, keys, P, threads>;
-  auto* raw_k = dynamic_shared<float>();
-  auto* raw_v = raw_k + keys * N;
-  auto* q_s = reinterpret_cast<Element*>(CopyK::in_place ? raw_k : raw_v + keys * P);
+  static_assert(ahead == 1 || !CopyK::in_place);
+  constexpr int raw_tile = keys * (N + P);
+  auto* const raw = dynamic_shared<float>();
+  auto* q_s = reinterpret_cast<Element*>(CopyK::in_place ? raw : raw + ahead * raw_tile);
   auto *k_s = q_s + rows * np, *v_s = k_s + 2 * keys * np;
   const int length = static_cast<int>(a.size.T), turns = (length + rows - 1) / rows;
-  // two blocks an SM: the shortest beside the longest
-  const unsigned index = gridDim.x <= 2 * attention_processors && blockIdx.x >= attention_processors
-                             ? gridDim.x - 1 - (blockIdx.x - attention_processors)
-                             : blockIdx.x;
-  const AttentionTurn at(a.size.B * a.size.H, turns, index);
-  const int64_t b = at.item / a.size.H, h = at.item % a.size.H;
+  int64_t b = 0, h = 0;
+  int i0 = 0, first_pick = 0, end_pick = 0;
+  if constexpr (picked) {
+    const AttentionPicks::Tile tile =
+        picks.tile(static_cast<int>(blockIdx.x) % picks.capacity, static_cast<int>(a.size.B));
+    b = tile.sequence, h = static_cast<int>(blockIdx.x) / picks.capacity;
+    first_pick = tile.first, end_pick = tile.end;
+    if (first_pick >= end_pick) return;
+  } else {  // two blocks an SM: the shortest beside the longest
+    const unsigned index = gridDim.x <= 2 * attention_processors && blockIdx.x >= attention_processors
+                               ? gridDim.x - 1 - (blockIdx.x - attention_processors)
+                               : blockIdx.x;
+    const AttentionTurn turn(a.size.B * a.size.H, turns, index);
+    b = turn.item / a.size.H, h = turn.item % a.size.H;
+    i0 = (turns - 1 - turn.turn) * rows;
+  }
+  // where row r of the block lies in the sequence, `length` or more if it does not
+  const auto position = [&](int r) {
+    if constexpr (!picked) return i0 + r;
+    return first_pick + r < end_pick ? picks.position(first_pick + r, static_cast<int>(b), length) : length;
+  };
   const AttentionRows q(a.q, b, h, length, a.size.N, access.q), k(a.k, b, h, length, a.size.N, access.k),
       v(a.v, b, h, length, a.size.P, access.v);
-  const AttentionMask mask = drops ? AttentionMask(a.mask, at.item, length) : AttentionMask();
+  const AttentionMask mask = drops ? AttentionMask(a.mask, b * a.size.H + h, length) : AttentionMask();
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int g = lane / 4, t = lane % 4;
   const int own = attention_own(warp) * own_rows;
-  const int i0 = (turns - 1 - at.turn) * rows, first = i0 + own;
+  const int first = position(own);
   const int64_t mask_block = drops ? mask.block(first + g, 2 * t) : 0;
 
-  CopyK::start(raw_k, k_s, k, 0);
-  CopyV::start(raw_v, v_s, v, 0);
-  copy_commit();
-  attention_stage<M, rows, N, threads>(q_s, q, i0, a.scale * 1.44269504f);
+  const auto start_copies = [&](int slot, Element* to_k, Element* to_v, int j) {
+    CopyK::start(raw + slot * raw_tile, to_k, k, j);
+    CopyV::start(raw + slot * raw_tile + keys * N, to_v, v, j);
+    copy_commit();
+  };
+  start_copies(0, k_s, v_s, 0);
+  // keys that a block's and a warp's queries see end before these
+  int end = i0 + rows < length ? i0 + rows : length, own_end = first + own_rows;
+  [[maybe_unused]] int seen[groups][2];  // a picked query's position
+  if constexpr (picked) {
+    const auto end_of = [&](int r) {
+      const int last = position(min(r, end_pick - first_pick) - 1) + 1;
+      return last < length ? last : length;
+    };
+    end = end_of(rows), own_end = first < length ? end_of(own + own_rows) : 0;
+#pragma unroll
+    for (int u = 1; u < ahead; ++u)
+      if (u * keys < end)
+        start_copies(u, k_s, v_s, u * keys);
+      else
+        copy_commit();
+#pragma unroll
+    for (int m = 0; m < groups; ++m)
+      for (int r = 0; r < 2; ++r) seen[m][r] = position(own + 16 * m + g + 8 * r);
+  }
+  attention_stage<M, rows, N, threads>(q_s, q, position, a.scale * 1.44269504f);
   __syncthreads();
   const AttentionLeft<M, N, groups, N == 16> q_left(q_s + own * np);
   // −base: p = 2^(score − base)
@@ -79,7 +123,8 @@ __global__ void __launch_bounds__(AttentionShapes<M, N, P>::forward.threads(),
       for (int c = 0; c < tiles; ++c)
 #pragma unroll
         for (int e = 0; e < 4; ++e)
-          if (j0 + 8 * c + 2 * t + e % 2 > first + 16 * m + g + e / 2 * 8) s[m][c][e] = -INFINITY;
+          if (j0 + 8 * c + 2 * t + e % 2 > (picked ? seen[m][e / 2] : first + 16 * m + g + e / 2 * 8))
+            s[m][c][e] = -INFINITY;
   };
   // Scales rows with a large p anew by their true maximum, the rest stay as they are; before the first keys
   // nothing is known, and all do.
@@ -112,24 +157,23 @@ __global__ void __launch_bounds__(AttentionShapes<M, N, P>::forward.threads(),
         for (int e = 0; e < 4; ++e) out[m][c][e] *= fade[e / 2];
     }
   };
-  const int end = i0 + rows < length ? i0 + rows : length;
   typename M::Fragment p_left[groups][tiles / 2];
   const Element* v_before = v_s;  // whose product with p_left is due
-  for (int tile0 = 0, now = 0, place = 0; tile0 < end; tile0 += keys, now ^= 1) {
+  for (int tile0 = 0, now = 0, place = 0, slot = 0; tile0 < end; tile0 += keys, now ^= 1) {
     const int next = place < 2 ? place + 1 : 0;
     const Element *k_now = k_s + now * keys * np, *v_now = v_s + place * keys * pp;
-    copy_wait<0>();
-    CopyK::finish(raw_k, k_s + now * keys * np);
-    CopyV::finish(raw_v, v_s + place * keys * pp);
+    copy_wait<ahead - 1>();
+    CopyK::finish(raw + slot * raw_tile, k_s + now * keys * np);
+    CopyV::finish(raw + slot * raw_tile + keys * N, v_s + place * keys * pp);
     __syncthreads();  // this tile is there; nobody reads k of the one before, or v of the one before the last
-    if (tile0 + keys < end) {
-      CopyK::start(raw_k, k_s + (now ^ 1) * keys * np, k, tile0 + keys);
-      CopyV::start(raw_v, v_s + next * keys * pp, v, tile0 + keys);
-    }
+    if (tile0 + ahead * keys < end)
+      start_copies(slot, k_s + (now ^ 1) * keys * np, v_s + next * keys * pp, tile0 + ahead * keys);
+    else
+      copy_commit();
     place = next;
-    copy_commit();
+    slot = slot + 1 < ahead ? slot + 1 : 0;
 #pragma unroll 1
-    for (int j0 = tile0; j0 < tile0 + keys && j0 < first + own_rows;
+    for (int j0 = tile0; j0 < tile0 + keys && j0 < own_end;
          j0 += part, k_now += part * np, v_now += part * pp) {
       float s[groups][tiles][4];
       uint32_t bits[groups][2];
@@ -201,11 +245,11 @@ __global__ void __launch_bounds__(AttentionShapes<M, N, P>::forward.threads(),
         }
       }
       v_before = v_now;
-      if (j0 + part >= first + own_rows || j0 + part >= end) attention_add_rows<M, P>(out, p_left, v_now);
+      if (j0 + part >= own_end || j0 + part >= end) attention_add_rows<M, P>(out, p_left, v_now);
     }
   }
 
-  const AttentionRows y(a.y, b, h, length, a.size.P, access.y);
+  const AttentionRows y(a.y, picked ? 0 : b, h, picked ? end_pick : length, a.size.P, access.y);
 #pragma unroll
   for (int m = 0; m < groups; ++m)
 #pragma unroll
@@ -215,11 +259,13 @@ __global__ void __launch_bounds__(AttentionShapes<M, N, P>::forward.threads(),
         total += __shfl_xor_sync(0xFFFFFFFFu, total, 1);
         total += __shfl_xor_sync(0xFFFFFFFFu, total, 2);
       }
-      const int i = first + 16 * m + g + 8 * r;
+      const int row = picked ? first_pick + own + 16 * m + g + 8 * r : first + 16 * m + g + 8 * r;
+      const bool exists = picked ? seen[m][r] < length : row < length;
       const float inverse = (drops ? static_cast<float>(a.mask.keep_scale) : 1.0f) / total;
-      if (t == 0 && i < length)
-        a.lse[(b * length + i) * a.size.H + h] = 0.693147181f * (log2f(total) - start[m][2 * r]);
-      y.store(i, out[m], 2 * r, inverse);
+      if (t == 0 && exists)
+        a.lse[((picked ? 0 : b * length) + row) * a.size.H + h] =
+            0.693147181f * (log2f(total) - start[m][2 * r]);
+      if (exists) y.store(row, out[m], 2 * r, inverse);
     }
 }
 
@@ -230,7 +276,7 @@ void attention_mma(const Context& ctx, const AttentionPlan& plan, const Attentio
     const int64_t blocks = a.size.B * a.size.H * ((a.size.T + shape.rows() - 1) / shape.rows());
     launch(ctx, a.drops ? attention_mma_kernel<M, N, P, true> : attention_mma_kernel<M, N, P, false>,
            static_cast<unsigned>(blocks), shape.threads(), attention_forward_bytes(shape, M::precision, N, P),
-           a, access_of(a, {}));
+           a, access_of(a, {}), AttentionPicks{});
   });
 }
 

@@ -9,7 +9,7 @@ namespace eigentrace::kernels {
 
 /// Which operands can be read and written in vectors of 4 (2: y, dk, dv).
 struct AttentionAccess {
-  bool q, k, v, y, dy, dk, dv;
+  bool q, k, v, y, dy, dq, dk, dv;
 };
 
 /// Rows of one batch entry and head.
@@ -106,11 +106,11 @@ struct AttentionCopy {
   }
 };
 
-/// `rows` rows from row0 on, times `factor`, into shared memory, through registers, up to 16 accesses of a
-/// thread at a time.
-template <class M, int rows, int width, int threads>
-__device__ __forceinline__ void attention_stage(typename M::Element* to, const AttentionRows& from, int row0,
-                                                float factor = 1) {
+/// Rows place(0), place(1), …, `rows` of them, times `factor`, into shared memory, through registers, up to
+/// 16 accesses of a thread at a time.
+template <class M, int rows, int width, int threads, class Place>
+__device__ __forceinline__ void attention_stage(typename M::Element* to, const AttentionRows& from,
+                                                Place&& place, float factor = 1) {
   constexpr int row_pieces = width / 4, step = threads / row_pieces, pitch = width + M::pad;
   constexpr int each = (rows + step - 1) / step, together = each < 16 ? each : 16;
   const int own = static_cast<int>(threadIdx.x) / row_pieces,
@@ -120,7 +120,7 @@ __device__ __forceinline__ void attention_stage(typename M::Element* to, const A
     float4 x[together];
 #pragma unroll
     for (int u = 0; u < together; ++u) {
-      const int row = row0 + own + (u0 + u) * step, left = row < from.rows ? from.columns - column : 0;
+      const int row = place(own + (u0 + u) * step), left = row < from.rows ? from.columns - column : 0;
       const float* p = from.data + row * from.stride + column;
       x[u] = make_float4(0, 0, 0, 0);
       if (from.vectors) {
@@ -298,8 +298,8 @@ inline AttentionAccess access_of(const AttentionOperands<float>& a, const Attent
            (x.batch % n | x.time % n | x.head % n | columns % n) == 0;
   };
   const int64_t N = a.size.N, P = a.size.P;
-  return {whole(a.q, N, 4),  whole(a.k, N, 4),  whole(a.v, P, 4), whole(a.y, P, 2),
-          whole(g.dy, P, 4), whole(g.dk, N, 2), whole(g.dv, P, 2)};
+  return {whole(a.q, N, 4),  whole(a.k, N, 4),  whole(a.v, P, 4),  whole(a.y, P, 2),
+          whole(g.dy, P, 4), whole(g.dq, N, 4), whole(g.dk, N, 2), whole(g.dv, P, 2)};
 }
 
 }  // namespace eigentrace::kernels

@@ -55,6 +55,22 @@ struct AttentionPackBlock {
   static constexpr int together = attention_pack_threads / (P / 4), each = together < 16 ? 16 / together : 1,
                        rows = together * each, blocks = attention_wgmma_queries / rows;  // of a tile
 };
+/// Zeros, of which the picked queries' are written over later: while the rest waits for its reads, memory has
+/// time for them. The grid's warps share B H T rows, which are as few as dq's parts allow.
+__device__ __forceinline__ void attention_clear_dq(const AttentionSizes& size, const Heads<float>& dq,
+                                                   bool in_fours) {
+  constexpr unsigned warps = attention_pack_threads / 32;
+  const auto T = static_cast<unsigned>(size.T), H = static_cast<unsigned>(size.H),
+             N = static_cast<unsigned>(size.N), rows = static_cast<unsigned>(size.B) * H * T;
+  for (unsigned r = blockIdx.x * warps + threadIdx.x / 32; r < rows; r += gridDim.x * warps) {
+    float* const to = dq.row(r / T / H, r / T % H, r % T);
+    if (in_fours)
+      for (unsigned j = threadIdx.x % 32 * 4; j < N; j += 128) store_vec(to + j, Vec<float, 4>{});
+    else
+      for (unsigned j = threadIdx.x % 32; j < N; j += 32) to[j] = 0;
+  }
+}
+
 template <int N, int P, bool picked>
 __global__ void __launch_bounds__(attention_pack_threads, 5)
     attention_pack_kernel(AttentionOperands<float> a, AttentionGradients<float> grad, AttentionAccess access,
@@ -68,44 +84,41 @@ __global__ void __launch_bounds__(attention_pack_threads, 5)
   unsigned item = at_tile / static_cast<unsigned>(tiles);
   const int length = static_cast<int>(a.size.T),
             row0 = static_cast<int>(blockIdx.x) % Block::blocks * Block::rows;
-  int tile = static_cast<int>(at_tile) % tiles;
-  int first = 0, end = 0;  // of this tile's, of the sequence's picks
-  if constexpr (picked) {  // one of a head's `capacity`: of the last sequence whose first tile is no later
-    int last = -1;
-    for (int s = 0; s < a.size.B; s += threads) {
-      const int own = s + static_cast<int>(threadIdx.x);
-      last += __syncthreads_count(own < a.size.B && picks.before(own, 0) / Pack::queries + own <= tile);
-    }
-    const int begin = picks.before(last, 0);
-    end = picks.before(last, picks.pieces);
-    tile -= begin / Pack::queries + last;
-    first = begin + tile * Pack::queries;
-    if (tile < 0 || first >= end) return;
-    item = static_cast<unsigned>(last) * H + item;
+  const int tile = static_cast<int>(at_tile) % tiles;
+  int first = 0, end = 0;
+  if constexpr (picked) {
+    if (grad.wants_q) attention_clear_dq(a.size, grad.dq, access.dq);
+    const AttentionPicks::Tile own = picks.tile(tile, static_cast<int>(a.size.B));
+    first = own.first, end = own.end;
+    if (first >= end) return;
+    item = static_cast<unsigned>(own.sequence) * H + item;
   }
   const unsigned b = item / H, h = item % H;
   const int i0 = tile * Pack::queries;
-  // where query r of the tile lies in the sequence, and in dy; outside of both: zeros
+  // where query r of the tile lies in the sequence, and in y, dy and lse; outside of both: zeros
   const auto place = [&](int r) {
     if constexpr (!picked) return i0 + r;
     return first + r < end ? picks.position(first + r, static_cast<int>(b), length) : length;
   };
-  const auto dy_place = [&](int r) {
+  const auto row_of = [&](int r) {
     if constexpr (!picked) return i0 + r;
     return first + r < end ? first + r : picks.size;
   };
+  const int row_count = picked ? picks.size : length;
+  const unsigned rows_of = picked ? 0 : b;
   unsigned char* const to = packs + int64_t{at_tile} * Pack::bytes;
   const AttentionRows q(a.q, b, h, length, a.size.N, access.q),
-      dy(grad.dy, picked ? 0 : b, h, picked ? picks.size : length, a.size.P, access.dy),
-      y(a.y, b, h, length, a.size.P, y_in_fours);
+      dy(grad.dy, rows_of, h, row_count, a.size.P, access.dy),
+      y(a.y, rows_of, h, row_count, a.size.P, y_in_fours);
   const int row = row0 + static_cast<int>(threadIdx.x) / lanes,
             column = static_cast<int>(threadIdx.x) % lanes * 4;
   Vec<float, 4> own[each], other[each], query[q_each];
   with_vectors(dy.vectors && y.vectors, [&]<bool all>() {
 #pragma unroll
     for (int u = 0; u < each; ++u) {
-      own[u] = attention_elements<4, all>(dy, dy_place(row + u * together), column);
-      other[u] = attention_elements<4, all>(y, place(row + u * together), column);
+      const int at = row_of(row + u * together);
+      own[u] = attention_elements<4, all>(dy, at, column);
+      other[u] = attention_elements<4, all>(y, at, column);
     }
   });
   const auto q_row = [&](int u) { return row0 + (u * threads + static_cast<int>(threadIdx.x)) / (N / 4); };
@@ -121,7 +134,8 @@ __global__ void __launch_bounds__(attention_pack_threads, 5)
   auto* const stats = reinterpret_cast<float*>(to + Pack::stats);
   if (const int at = row0 + static_cast<int>(threadIdx.x); at < row0 + Block::rows) {  // beyond: p = 2^−∞
     const int i = place(at);
-    stats[at] = i < length ? -a.lse[(int64_t{b} * length + i) * H + h] * 1.44269504f : -INFINITY;
+    stats[at] =
+        i < length ? -a.lse[(int64_t{rows_of} * length + row_of(at)) * H + h] * 1.44269504f : -INFINITY;
     if constexpr (picked) reinterpret_cast<int*>(stats)[2 * Pack::queries + at] = i;
   }
 #pragma unroll

@@ -1,13 +1,14 @@
 // y of softmax attention at a loss's labelled rows, and the gradients of q, k and v from dy of these rows
 // alone: what softmax_attention_backward gives for a dy that is zero in all others.
 //
-// In general dy is spread among rows of zeros for it. Where the wgmma kernels run on heads 128 wide
-// (softmax_attention_picks.cuh), tiles of queries are made of each sequence's labelled rows instead, and dq
-// is summed at these and zero elsewhere. How many rows a sequence has is known on the device alone: the
-// forward pass, which gathers them, counts (AttentionPicks::spans).
+// In general y is gathered, and dy is spread among rows of zeros. Where the wgmma kernels run on heads 128
+// wide (softmax_attention_picks.cuh), tiles of queries are made of each sequence's labelled rows instead, in
+// both passes: the other queries are not read, and dq is zero there. A row's y and lse have the bits of a
+// pass over all queries. How many rows a sequence has is known on the device alone, which counts first
+// (AttentionPicks::spans).
 //
-// MQAR (64, 512, 128, 128; 64 labels a sequence): k, v are read and dq, dk, dv written once, 84 MB, a floor
-// of 20 µs on an H200.
+// MQAR (64, 512, 128, 128; 64 labels a sequence): forward, k and v are read once, 36 MB, a floor of 9 µs on
+// an H200; backward, they are read and dq, dk, dv written once, 84 MB, 20 µs.
 #include "tensor/dispatch.h"
 #include "tensor/kernels.h"
 #include "tensor/kernels/labelled_rows.cuh"
@@ -22,28 +23,27 @@ Tensor as_rows(const Tensor& x) {
   return x.reshape({rows, rows == 0 ? 0 : x.numel() / rows});
 }
 
-void check(const Tensor& y, const Tensor& of_rows, const LabelledRows& labelled, const char* what) {
+void check(const Tensor& v, const Tensor& of_rows, const LabelledRows& labelled, const char* what) {
   check_labelled(what, labelled);
-  const bool good = y.rank() == 4 && of_rows.rank() == 4 && of_rows.dtype() == y.dtype() &&
-                    of_rows.shape() == Shape{1, labelled.labels.numel(), y.dim(2), y.dim(3)};
+  const bool good = v.rank() == 4 && of_rows.rank() == 4 && of_rows.dtype() == v.dtype() &&
+                    of_rows.shape() == Shape{1, labelled.labels.numel(), v.dim(2), v.dim(3)};
   if (!good)
-    fail(std::string(what) + ": y [B, T, H, P] and [1, M, H, P] of its labelled rows expected, found " +
-         to_string(y) + ", " + to_string(of_rows));
+    fail(std::string(what) + ": v [B, T, H, P] and [1, M, H, P] of labelled rows expected, found " +
+         to_string(v) + ", " + to_string(of_rows));
 }
 
 #ifdef EIGENTRACE_WITH_CUDA
-constexpr int queries = attention_wgmma_queries, gather_warps = 8, pick_sum_threads = 256;
+constexpr int queries = attention_wgmma_queries, row_warps = 8;
 /// Of dq's parts: 512 MB.
 constexpr int64_t most_part_elements = int64_t{1} << 27;
 
-/// A warp a label, and one more: its row of y, zeros where it does not count; and, of the boundaries
-/// b T + 64 c between the label before and this one, that as many labels lie before them.
+/// A warp a label, and one more: of the boundaries b T + 64 c between the label before and this one, that as
+/// many labels lie before them; its row of y and lse, if there is a y; zeros where it does not count.
 template <int width>
-__global__ void attended_rows_kernel(Rows<float> y, DeviceLabels labels, float* gathered, int length,
-                                     int pieces, int* spans) {
+__global__ void attended_rows_kernel(Rows<float> y, const float* lse, DeviceLabels labels, float* gathered,
+                                     float* gathered_lse, int64_t heads, int length, int pieces, int* spans) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int64_t m = static_cast<int64_t>(blockIdx.x) * gather_warps + threadIdx.x / 32,
-                all = labels.row_count;
+  const int64_t m = static_cast<int64_t>(blockIdx.x) * row_warps + threadIdx.x / 32, all = labels.row_count;
   if (m > labels.size) return;
   const auto row_of = [&](int64_t i) {  // −1 before all of them, `all` behind
     if (i < 0) return int64_t{-1};
@@ -56,73 +56,57 @@ __global__ void attended_rows_kernel(Rows<float> y, DeviceLabels labels, float* 
                 end = before < all ? boundaries_to(own) : begin;
   for (int64_t i = begin + lane; i < end; i += 32) spans[i] = static_cast<int>(m);
   if (m == labels.size) return;
-  const float* source = labels.used(m) && labels.valid(m) ? y.data + labels.row(m) * y.stride : nullptr;
+  const bool counts = labels.used(m) && labels.valid(m);
+  if (counts && !y.data) return;
   for (int64_t j = lane * width; j < y.cols; j += 32 * width) {
     Vec<float, width> pack;
-    if (source) pack = load_vec<width>(source + j);
+    if (counts) pack = load_vec<width>(y.data + labels.row(m) * y.stride + j);
     store_vec(gathered + m * y.cols + j, pack);
   }
+  for (int64_t h = lane; h < heads; h += 32)
+    gathered_lse[m * heads + h] = counts ? lse[labels.row(m) * heads + h] : 0.0f;
 }
 
-/// dq = scale Σ parts of the blocks of `keys` keys, in their order, at picked rows, zeros elsewhere, which
-/// are written first. A block: 64 positions of a head.
+/// dq = scale Σ parts of the blocks of `keys` keys, in their order, at picked rows. A warp: a row of a head.
 template <bool vectors>
-__global__ void __launch_bounds__(pick_sum_threads, 4)
+__global__ void __launch_bounds__(32 * row_warps)
     attention_sum_picks_kernel(AttentionOperands<float> a, Heads<float> dq, AttentionParts parts, int width,
                                int keys, AttentionPicks picks) {
-  constexpr int warps = pick_sum_threads / 32, together = 4;
-  __shared__ int position[queries];  // of the block's picks
-  __shared__ bool picked[queries];
+  constexpr int together = 4;  // reads under way
   const int length = static_cast<int>(a.size.T), heads = static_cast<int>(a.size.H),
-            N = static_cast<int>(a.size.N);
-  const int piece = static_cast<int>(blockIdx.x) % picks.pieces,
-            item = static_cast<int>(blockIdx.x) / picks.pieces, b = item / heads, h = item % heads,
-            i0 = piece * queries, lane = static_cast<int>(threadIdx.x) % 32,
-            warp = static_cast<int>(threadIdx.x) / 32;
-  const int begin = picks.before(b, 0), first = max(picks.before(b, piece), begin),
-            count = min(picks.before(b, piece + 1) - first, queries);
-  float* const rows = dq.row(b, h, i0);
-  const auto store = [&](int i, int column, const Vec<float, 4>& x) {
-    float* const to = rows + i * dq.time + column;
+            N = static_cast<int>(a.size.N), lane = static_cast<int>(threadIdx.x) % 32;
+  const int index = static_cast<int>(blockIdx.x) * row_warps + static_cast<int>(threadIdx.x) / 32,
+            m = index / heads, h = index % heads;
+  if (m >= picks.size || m >= picks.before(static_cast<int>(a.size.B), 0)) return;
+  const int row = picks.rows ? picks.rows[m] : m, b = row / length, i = row % length;
+  if (row < 0 || b >= a.size.B) return;
+  const int begin = picks.before(b, 0), blocks = i / keys + 1;
+  if (m < begin) return;  // rows that do not ascend
+  const int64_t step = int64_t{heads} * picks.capacity * queries * width;
+  const float* const from =
+      parts.data + ((int64_t{h} * picks.capacity + begin / queries + b) * queries + m - begin) * width;
+  float* const to = dq.row(b, h, i);
+  for (int column = lane * 4; column < N; column += 128) {
+    Vec<float, 4> sum;
+    for (int c = 0; c < blocks; c += together) {
+      Vec<float, 4> part[together];
+#pragma unroll
+      for (int u = 0; u < together; ++u)
+        if (c + u < blocks) part[u] = load_vec<4>(from + (c + u) * step + column);
+#pragma unroll
+      for (int u = 0; u < together; ++u)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) sum.x[e] += part[u].x[e];
+    }
+#pragma unroll
+    for (float& x : sum.x) x *= a.scale;
     if constexpr (vectors)
-      store_vec(to, x);
+      store_vec(to + column, sum);
     else
 #pragma unroll
       for (int e = 0; e < 4; ++e)
-        if (column + e < N) to[e] = x.x[e];
-  };
-  if (threadIdx.x < queries) picked[threadIdx.x] = false;
-  __syncthreads();
-  if (const int m = static_cast<int>(threadIdx.x); m < count) {
-    const int i = picks.position(first + m, b, length) - i0;
-    position[m] = i >= 0 && i < queries ? i : -1;
-    if (position[m] >= 0) picked[i] = true;
+        if (column + e < N) to[column + e] = sum.x[e];
   }
-  __syncthreads();
-  for (int i = warp; i < queries && i0 + i < length; i += warps)
-    if (!picked[i])
-      for (int column = lane * 4; column < N; column += 128) store(i, column, {});
-  const int blocks = i0 / keys + 1;
-  const int64_t step = int64_t{heads} * picks.capacity * queries * width;
-  const float* const from =
-      parts.data + ((int64_t{h} * picks.capacity + begin / queries + b) * queries + first - begin) * width;
-  for (int m = warp; m < count; m += warps)
-    for (int column = lane * 4; column < N; column += 128) {
-      Vec<float, 4> sum;
-      for (int c = 0; c < blocks; c += together) {
-        Vec<float, 4> part[together];
-#pragma unroll
-        for (int u = 0; u < together; ++u)
-          if (c + u < blocks) part[u] = load_vec<4>(from + (c + u) * step + int64_t{m} * width + column);
-#pragma unroll
-        for (int u = 0; u < together; ++u)
-#pragma unroll
-          for (int e = 0; e < 4; ++e) sum.x[e] += part[u].x[e];
-      }
-#pragma unroll
-      for (float& x : sum.x) x *= a.scale;
-      if (const int i = position[m]; i >= 0) store(i, column, sum);
-    }
 }
 
 struct Sizes {
@@ -146,6 +130,18 @@ AttentionPlan picks_plan(const Context& ctx, const Tensor& q, const Tensor& v, d
              : AttentionPlan{};
 }
 
+AttentionOperands<float> operands(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& y,
+                                  const Tensor& lse, double scale) {
+  return {{q.dim(0), q.dim(1), q.dim(2), q.dim(3), v.dim(3)},
+          heads_of<float>(q, "attended_rows: q"),
+          heads_of<float>(k, "attended_rows: k"),
+          heads_of<float>(v, "attended_rows: v"),
+          heads_of<float>(y, "attended_rows: y"),
+          lse.data<float>(),
+          static_cast<float>(scale),
+          {},
+          false};
+}
 AttentionPicks picks_of(const LabelledRows& labelled, const Tensor& spans, const Tensor& q) {
   return {labelled.rows.defined() ? labelled.rows.data<int32_t>() : nullptr, spans.data<int32_t>(),
           static_cast<int>(labelled.labels.numel()), static_cast<int>((q.dim(1) + queries - 1) / queries),
@@ -155,37 +151,51 @@ AttentionPicks picks_of(const LabelledRows& labelled, const Tensor& spans, const
 
 }  // namespace
 
-Tensor attended_rows(Context& ctx, const Tensor& q, const Tensor& v, const Tensor& y, double scale,
-                     double dropout, const LabelledRows& labelled, bool for_backward, Tensor& rows) {
-  check(y, rows, labelled, "attended_rows");
+bool attends_rows_alone(const Context& ctx, const Tensor& q, const Tensor& v, double scale, double dropout,
+                        int64_t labels) {
 #ifdef EIGENTRACE_WITH_CUDA
-  if (for_backward && y.contiguous() &&
-      picks_plan(ctx, q, v, scale, dropout, labelled.labels.numel()).exists()) {
-    const int64_t T = q.dim(1), pieces = (T + queries - 1) / queries;
-    Tensor spans = ctx.empty({q.dim(0) * pieces + 1}, DType::i32);
-    if (ctx.dry()) return spans;
-    const Rows<float> from = rows_of<float>(as_rows(y), "attended_rows: y");
-    float* const to = rows.data<float>();
-    const bool packs = in_packs(from) && aligned_for_vec(to);
-    launch(ctx, packs ? attended_rows_kernel<4> : attended_rows_kernel<1>,
-           blocks_for(labelled.labels.numel() + 1, gather_warps), 32 * gather_warps, 0, from,
-           DeviceLabels(labelled, from.rows, INT32_MAX), to, static_cast<int>(T), static_cast<int>(pieces),
-           spans.data<int32_t>());
-    return spans;
-  }
+  return picks_plan(ctx, q, v, scale, dropout, labels).exists();
+#else
+  return false;
 #endif
-  Tensor to = as_rows(rows);
-  gather_labelled(ctx, as_rows(y), labelled, to);
-  return {};
 }
 
-void attended_rows_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& y,
-                            const Tensor& lse, const Tensor& spans, const Tensor& dy,
-                            const LabelledRows& labelled, double scale, double dropout, uint32_t op,
-                            Tensor& dq, Tensor& dk, Tensor& dv) {
-  check(y, dy, labelled, "attended_rows_backward");
+AttendedRows attended_rows(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, double scale,
+                           double dropout, const Tensor& y, const Tensor& lse, const LabelledRows& labelled,
+                           Tensor& rows) {
+  check(v, rows, labelled, "attended_rows");
+  const int64_t M = labelled.labels.numel();
+  if (!attends_rows_alone(ctx, q, v, scale, dropout, M)) {
+    Tensor to = as_rows(rows);
+    gather_labelled(ctx, as_rows(y), labelled, to);
+    return {y, lse, {}};
+  }
+  AttendedRows kept{rows, {}, {}};
 #ifdef EIGENTRACE_WITH_CUDA
-  if (spans.defined()) {
+  const int64_t B = q.dim(0), T = q.dim(1), H = q.dim(2), pieces = (T + queries - 1) / queries;
+  kept.lse = ctx.empty({M, H}, DType::f32), kept.spans = ctx.empty({B * pieces + 1}, DType::i32);
+  if (ctx.dry()) return kept;
+  Rows<float> from{nullptr, B * T, H * v.dim(3), 0};
+  if (y.defined()) from = rows_of<float>(as_rows(y), "attended_rows: y");
+  float *const to = rows.data<float>(), *const row_lse = kept.lse.data<float>();
+  const bool in_fours = from.cols % 4 == 0 && aligned_for_vec(to) && (!y.defined() || in_packs(from));
+  launch(ctx, in_fours ? attended_rows_kernel<4> : attended_rows_kernel<1>, blocks_for(M + 1, row_warps),
+         32 * row_warps, 0, from, y.defined() ? lse.data<float>() : nullptr,
+         DeviceLabels(labelled, from.rows, INT32_MAX), to, row_lse, H, static_cast<int>(T),
+         static_cast<int>(pieces), kept.spans.data<int32_t>());
+  if (!y.defined())
+    attention_tensor_cores_picks(ctx, operands(q, k, v, rows, kept.lse, scale),
+                                 picks_of(labelled, kept.spans, q));
+#endif
+  return kept;
+}
+
+void attended_rows_backward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
+                            const AttendedRows& kept, const Tensor& dy, const LabelledRows& labelled,
+                            double scale, double dropout, uint32_t op, Tensor& dq, Tensor& dk, Tensor& dv) {
+  check(v, dy, labelled, "attended_rows_backward");
+#ifdef EIGENTRACE_WITH_CUDA
+  if (kept.spans.defined()) {
     const AttentionPlan plan = picks_plan(ctx, q, v, scale, dropout, labelled.labels.numel());
     const Sizes sizes = sizes_of(plan, q, labelled.labels.numel());
     const Tensor packs = ctx.empty({sizes.packs}, DType::f32),
@@ -194,15 +204,7 @@ void attended_rows_backward(Context& ctx, const Tensor& q, const Tensor& k, cons
     const auto out = [](const Tensor& x, const char* what) {
       return x.defined() ? heads_of<float>(x, what) : Heads<float>{};
     };
-    const AttentionOperands<float> a{{q.dim(0), q.dim(1), q.dim(2), q.dim(3), v.dim(3)},
-                                     heads_of<float>(q, "attended_rows: q"),
-                                     heads_of<float>(k, "attended_rows: k"),
-                                     heads_of<float>(v, "attended_rows: v"),
-                                     heads_of<float>(y, "attended_rows: y"),
-                                     lse.data<float>(),
-                                     static_cast<float>(scale),
-                                     {},
-                                     false};
+    const AttentionOperands<float> a = operands(q, k, v, kept.y, kept.lse, scale);
     const AttentionGradients<float> g{heads_of<float>(dy, "attended_rows: dy"),
                                       out(dq, "attended_rows: dq"),
                                       out(dk, "attended_rows: dk"),
@@ -211,7 +213,7 @@ void attended_rows_backward(Context& ctx, const Tensor& q, const Tensor& k, cons
                                       dk.defined(),
                                       dv.defined(),
                                       nullptr};
-    const AttentionPicks picks = picks_of(labelled, spans, q);
+    const AttentionPicks picks = picks_of(labelled, kept.spans, q);
     const AttentionParts parts{dq.defined() ? sums.data<float>() : nullptr, 0,
                                static_cast<int>((a.size.T + plan.rows - 1) / plan.rows)};
     attention_pack_picks(ctx, a, g, picks, packs.data<float>());
@@ -220,13 +222,13 @@ void attended_rows_backward(Context& ctx, const Tensor& q, const Tensor& k, cons
     const bool vectors =
         aligned_for_vec(g.dq.data) && (g.dq.batch % 4 | g.dq.time % 4 | g.dq.head % 4 | a.size.N % 4) == 0;
     return launch(ctx, vectors ? attention_sum_picks_kernel<true> : attention_sum_picks_kernel<false>,
-                  static_cast<unsigned>(a.size.B * a.size.H * picks.pieces), pick_sum_threads, 0, a, g.dq,
-                  parts, plan.N, plan.rows, picks);
+                  blocks_for(picks.size * a.size.H, row_warps), 32 * row_warps, 0, a, g.dq, parts, plan.N,
+                  plan.rows, picks);
   }
 #endif
-  Tensor all = ctx.empty(y.shape(), y.dtype()), to = as_rows(all);
+  Tensor all = ctx.empty(kept.y.shape(), kept.y.dtype()), to = as_rows(all);
   scatter_labelled(ctx, {}, as_rows(dy), labelled, to);
-  softmax_attention_backward(ctx, q, k, v, y, lse, all, scale, dropout, op, dq, dk, dv);
+  softmax_attention_backward(ctx, q, k, v, kept.y, kept.lse, all, scale, dropout, op, dq, dk, dv);
 }
 
 }  // namespace eigentrace::kernels

@@ -5,9 +5,12 @@ using namespace eigentrace;
 
 namespace {
 
-/// Loss, correct ones, predictions and all gradients. `all`: of a pass that somebody watches, which computes
-/// every row.
-std::vector<double> pass(const ModelConfig& config, Device device, bool all, bool padded,
+/// Who looks at the last mixer: nobody, a reading of its eigenvalues, or one who wants every row of its
+/// output.
+enum class Watched { not_at_all, recurrence, output };
+
+/// Loss, correct ones, predictions and all gradients.
+std::vector<double> pass(const ModelConfig& config, Device device, Watched watched, bool padded,
                          DType dtype = DType::f64) {
   auto model = make_model(config, 3, dtype, device);
   perturb(*model, 0.1);
@@ -24,7 +27,13 @@ std::vector<double> pass(const ModelConfig& config, Device device, bool all, boo
   if (dtype == DType::f32) ctx.attention_precision = Precision::bf16;
   Tape tape(ctx);
   Forward forward(tape, model->parameters());
-  if (all) forward.on_mixer_output = [&](int, const Var&, const Var& out) { CHECK(out.dim(1) == time); };
+  if (watched == Watched::output)
+    forward.on_mixer_output = [&](int, const Var&, const Var& out) { CHECK(out.dim(1) == time); };
+  if (watched == Watched::recurrence)
+    forward.on_mixer = [&](int, const Mixer&, const Terms&, const Mixed& mixed) {
+      CHECK(mixed.y.dim(1) == time);
+      return Var();
+    };
   const Loss loss =
       model->loss(forward, token_input(random_tokens(batch * time, 11, 1), batch, time, device), labels);
   tape.backward(loss.value);
@@ -51,8 +60,8 @@ void check_passes(Device device) {
   for (size_t m = 0; m < models.size(); ++m)
     for (const bool padded : {false, true}) {
       CAPTURE(m);
-      const std::vector<double> some = pass(models[m], device, false, padded),
-                                all = pass(models[m], device, true, padded);
+      const std::vector<double> some = pass(models[m], device, Watched::not_at_all, padded),
+                                all = pass(models[m], device, Watched::output, padded);
       REQUIRE(some.size() == all.size());
       for (size_t i = 0; i < some.size(); ++i) CHECK(some[i] == doctest::Approx(all[i]).epsilon(1e-9));
     }
@@ -66,7 +75,7 @@ TEST_CASE("cuda wanted rows: loss and gradients are those of a pass that compute
   if (testing::gpu_here()) check_passes(testing::gpu_context(Precision::fp32).device());
 }
 
-/// Heads 128 wide, whose backward pass takes labelled queries alone where the device has wgmma.
+/// Heads 128 wide, of which labelled queries alone are computed where the device has wgmma.
 TEST_CASE("cuda wanted rows: attention in bf16 gives the gradients of a pass that computes every row") {
   if (!testing::gpu_here()) return;
   const Device device = testing::gpu_context().device();
@@ -74,8 +83,9 @@ TEST_CASE("cuda wanted rows: attention in bf16 gives the gradients of a pass tha
       R"({"layer": "transformer", "attention_fn": "sm-attention", "num_layers": 1, "hidden_dim": 128,
           "state_dim": 128, "num_heads": 1, "vocab_size": 11, "output_dim": 11})");
   for (const bool padded : {false, true}) {
-    const std::vector<double> some = pass(config, device, false, padded, DType::f32),
-                              all = pass(config, device, true, padded, DType::f32);
+    const std::vector<double> some = pass(config, device, Watched::not_at_all, padded, DType::f32),
+                              all = pass(config, device, Watched::output, padded, DType::f32);
     CHECK(testing::relative_error(some, all) < 1e-5);
+    CHECK(pass(config, device, Watched::recurrence, padded, DType::f32) == some);
   }
 }

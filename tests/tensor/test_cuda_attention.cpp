@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tensor/error.h"
@@ -223,6 +224,7 @@ TEST_CASE("cuda attention: attention_precision overrides precision") {
 
 namespace {
 
+constexpr int64_t padding = 5;
 /// Rows b T + t of each sequence that `picks` says, and padding.
 struct Picked {
   Tensor rows, labels, weights, count;
@@ -233,15 +235,18 @@ Picked rows_at(int64_t B, int64_t T, bool (*picks)(int64_t b, int64_t t), Device
   for (int64_t r = 0; r < B * T; ++r)
     if (picks(r / T, r % T)) rows.push_back(static_cast<int32_t>(r));
   std::vector<float> weights(rows.size(), 1.0f);
-  rows.insert(rows.end(), 5, 0), weights.resize(rows.size());
+  rows.insert(rows.end(), padding, 0), weights.resize(rows.size());
   const auto M = static_cast<int64_t>(rows.size());
   return {Tensor::from(rows, {M}, device), Tensor::from(std::vector<int32_t>(rows.size()), {M}, device),
           Tensor::from(weights, {M}, device), Tensor::from(std::vector<double>{1}, {1}, device)};
 }
 
-/// y: at those rows. ordinary: y gathered, dy scattered, and the pass over all queries.
+/// All queries in both passes, y gathered and dy scattered; all forwards; these alone where that exists.
+enum class Queries { all, all_forwards, rows_alone };
+
+/// y, lse: at those rows.
 Results run_rows(Context& ctx, const Sizes& s, DType dtype, const Values& values, const Picked& picked,
-                 bool ordinary, const Wanted& wanted = {}) {
+                 Queries queries, const Wanted& wanted = {}) {
   const Device device = ctx.device();
   ctx.set_step(11, 4);
   const double scale = 1 / std::sqrt(double(s.N));
@@ -249,25 +254,38 @@ Results run_rows(Context& ctx, const Sizes& s, DType dtype, const Values& values
   const Parts dx = parts_of(s, Values(values.size(), 7.0), device, dtype);
   const Shape some{1, picked.rows.numel(), s.H, s.P};
   const Tensor dy = Tensor::from(normal_values(some.numel(), 2), some).clone(device, dtype);
-  Tensor y = ctx.empty(x.v.shape(), dtype), lse = ctx.empty(x.q.shape().without(3), dtype);
-  kernels::softmax_attention(ctx, x.q, x.k, x.v, scale, s.dropout, 9, y, lse);
-  Tensor dq = wanted.q ? dx.q : Tensor(), dk = wanted.k ? dx.k : Tensor(), dv = wanted.v ? dx.v : Tensor();
-  Tensor rows = ctx.empty(some, dtype);
   const bool fast =
       ctx.precision == Precision::bf16 && s.dropout == 0 && s.P > 64 && s.N > 16 && wgmma_exists(ctx);
-  const Tensor spans =
-      kernels::attended_rows(ctx, x.q, x.v, y, scale, s.dropout, picked.get(), !ordinary, rows);
-  CHECK(spans.defined() == (fast && !ordinary));
-  if (ordinary) {
+  CHECK(kernels::attends_rows_alone(ctx, x.q, x.v, scale, s.dropout, some[1]) == fast);
+  Tensor y, lse;
+  if (!fast || queries != Queries::rows_alone) {
+    y = ctx.empty(x.v.shape(), dtype), lse = ctx.empty(x.q.shape().without(3), dtype);
+    kernels::softmax_attention(ctx, x.q, x.k, x.v, scale, s.dropout, 9, y, lse);
+  }
+  Tensor dq = wanted.q ? dx.q : Tensor(), dk = wanted.k ? dx.k : Tensor(), dv = wanted.v ? dx.v : Tensor();
+  Tensor rows = ctx.empty(some, dtype);
+  const kernels::AttendedRows kept =
+      kernels::attended_rows(ctx, x.q, x.k, x.v, scale, s.dropout, y, lse, picked.get(), rows);
+  CHECK(kept.spans.defined() == fast);
+  if (queries == Queries::all) {
     Tensor all = ctx.empty(y.shape(), dtype), as_rows = all.reshape({s.B * s.T, s.H * s.P});
     kernels::scatter_labelled(ctx, {}, dy.reshape({some[1], s.H * s.P}), picked.get(), as_rows);
     kernels::softmax_attention_backward(ctx, x.q, x.k, x.v, y, lse, all, scale, s.dropout, 9, dq, dk, dv);
   } else {
-    kernels::attended_rows_backward(ctx, x.q, x.k, x.v, y, lse, spans, dy, picked.get(), scale, s.dropout, 9,
-                                    dq, dk, dv);
+    kernels::attended_rows_backward(ctx, x.q, x.k, x.v, kept, dy, picked.get(), scale, s.dropout, 9, dq, dk,
+                                    dv);
   }
   const auto read = [](const Tensor& t) { return t.defined() ? t.to_vector<double>() : Values(); };
-  return {read(rows), read(lse), read(dq), read(dk), read(dv)};
+  Values row_lse = read(kept.lse);
+  const auto count = static_cast<size_t>((some[1] - padding) * s.H);
+  if (!fast) {
+    const std::vector<int32_t> at = picked.rows.to_vector<int32_t>();
+    const Values all = std::exchange(row_lse, Values(count));
+    for (size_t i = 0, H = static_cast<size_t>(s.H); i < count; ++i)
+      row_lse[i] = all[static_cast<size_t>(at[i / H]) * H + i % H];
+  }
+  row_lse.resize(count);
+  return {read(rows), row_lse, read(dq), read(dk), read(dv)};
 }
 
 /// More than a tile of the first keys' queries alone; none; all; every third; the last one.
@@ -279,7 +297,7 @@ bool nowhere(int64_t, int64_t) { return false; }
 
 }  // namespace
 
-TEST_CASE("cuda attention rows: gradients of dy at some rows are those of dy among zeros") {
+TEST_CASE("cuda attention rows: y has the bits of all queries', gradients are those of dy among zeros") {
   if (cuda_device_count() == 0) return;
   Context gpu = poisoned(parse_device("cuda"));
   struct Case {
@@ -299,13 +317,17 @@ TEST_CASE("cuda attention rows: gradients of dy at some rows are those of dy amo
       gpu.precision = mode.precision;
       const Picked rows = rows_at(c.sizes.B, c.sizes.T, c.picks, gpu.device());
       const Values values = inputs_of(c.sizes);
-      const Results all = run_rows(gpu, c.sizes, mode.dtype, values, rows, true),
-                    some = run_rows(gpu, c.sizes, mode.dtype, values, rows, false);
+      const auto run = [&](Queries queries, const Wanted& wanted = {}) {
+        return run_rows(gpu, c.sizes, mode.dtype, values, rows, queries, wanted);
+      };
+      const Results all = run(Queries::all), some = run(Queries::rows_alone);
       CHECK(some.y == all.y);
+      CHECK(some.lse == all.lse);
       CHECK(difference(some, all) < 2e-6);  // the same roundings to bf16, sums of other tiles
+      CHECK(run(Queries::all_forwards) == some);
       if (!first) continue;
-      CHECK(run_rows(gpu, c.sizes, mode.dtype, values, rows, false) == some);
-      CHECK(run_rows(gpu, c.sizes, mode.dtype, values, rows, false, {true, false, false}).dq == some.dq);
-      CHECK(run_rows(gpu, c.sizes, mode.dtype, values, rows, false, {false, true, true}).dv == some.dv);
+      CHECK(run(Queries::rows_alone) == some);
+      CHECK(run(Queries::rows_alone, {true, false, false}).dq == some.dq);
+      CHECK(run(Queries::rows_alone, {false, true, true}).dv == some.dv);
     }
 }
