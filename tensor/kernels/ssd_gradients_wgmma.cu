@@ -37,8 +37,8 @@ static_assert(sizeof(Sums) <= pairs_bytes);
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 // Named barriers: W and M are there; the steps' factors are; q and k; v and dy; S; R's first half; halves are
-// used up; R's second half is there. Those that a warpgroup only arrives at are for products alone. The first
-// is the block's own: as barrier 8, straight behind another of all threads, racecheck did not count it.
+// used up; R's second half is there. Those that a warpgroup only arrives at are for products alone. Straight
+// behind another of all threads racecheck (CUDA 13.0) does not always count one: there is work between two.
 enum Barrier { pairs_there, of_steps, of_q_k, of_v_dy, of_before, of_after, used_up, last_after };
 #endif
 
