@@ -58,9 +58,12 @@ TEST_CASE("parity: every fixture's numbers in float64") { hold_all({}, DType::f6
 
 TEST_CASE("parity: every fixture's numbers in float32") { hold_all({}, DType::f32); }
 
+// By families, so that compute-sanitizer can take a case by parts.
+constexpr const char* families[] = {"lin-", "lru-", "mamba", "norm-", "s4-", "s5-", "sm-"};
+
 TEST_CASE("cuda parity: every fixture's numbers in float64") {
   if (!gpu_here()) return;
-  for (const char* family : {"lin-", "lru-", "mamba", "norm-", "s4-", "s5-", "sm-"}) {
+  for (const char* family : families) {
     SUBCASE(family) { hold_all(parse_device("cuda"), DType::f64, Precision::fp32, 1, family); }
   }
 }
@@ -72,8 +75,10 @@ TEST_CASE("cuda parity: every fixture's numbers in float32") {
 TEST_CASE("cuda parity: every fixture's numbers within the bounds of each precision of products") {
   if (!gpu_here()) return;
   for (const Precision precision : {Precision::tf32x3, Precision::tf32, Precision::bf16}) {
-    SUBCASE(name_of(precision)) {
-      hold_all(parse_device("cuda"), DType::f32, precision, cuda_is_emulated() ? 7 : 1);
+    for (const char* family : families) {
+      SUBCASE((std::string(name_of(precision)) + " " + family).c_str()) {
+        hold_all(parse_device("cuda"), DType::f32, precision, cuda_is_emulated() ? 7 : 1, family);
+      }
     }
   }
 }
