@@ -27,7 +27,8 @@ namespace eigentrace::kernels {
 constexpr float attention_headroom = 6;
 constexpr unsigned attention_processors = 132;  // of a large GPU, which blocks come to in their order
 
-/// picked: a block's queries are a tile of `picks`.
+/// picked: a block's queries are a tile of `picks`. Their positions may lie far apart: keys behind a row's
+/// own that its warp still works on give p = 0, and change no bit of it.
 template <class M, int N, int P, bool picked>
 constexpr AttentionShape attention_forward =
     picked ? attention_picks_shape : AttentionShapes<M, N, P>::forward;

@@ -64,6 +64,20 @@ __device__ __forceinline__ void attention_picks_weights(uint32_t (&p)[Block::hal
 #pragma unroll
     for (int i = 0; i < 4; ++i) p[e][i] = pack_bf16(s[8 * e + 2 * i], s[8 * e + 2 * i + 1]);
 }
+
+/// sum [64 keys × columns] (adds ? + : =) p [64 × 16 pieces queries] times rows 16 first … of a tile.
+template <class Tile, int width, int pieces>
+__device__ __forceinline__ void attention_picks_add(float (&sum)[width], uint32_t (&p)[pieces][4],
+                                                    uint32_t tile, int first, bool adds) {
+  wgmma_pin(p), wgmma_pin(sum);
+  wgmma_fence();
+#pragma unroll
+  for (int e = 0; e < pieces; ++e)
+    wgmma_bf16<2 * width, 1>(sum, p[e], wgmma_rows_of<Tile>(tile, first + e), adds || e > 0);
+  wgmma_commit();
+  wgmma_wait<0>();
+  wgmma_pin(p), wgmma_pin(sum);
+}
 #endif
 
 template <int N, int P>
@@ -153,14 +167,7 @@ __global__ void __launch_bounds__(AttentionPicksBlock<N, P>::threads, 2)
       uint32_t p[half / 16][4];
       attention_picks_weights<Block>(p, base, 64 * group, q + part * half * Q::row_bytes, stats + part * half,
                                      first_key);
-      wgmma_pin(p), wgmma_pin(sum);
-      wgmma_fence();
-#pragma unroll
-      for (int e = 0; e < half / 16; ++e)
-        wgmma_bf16<P, 1>(sum, p[e], wgmma_rows_of<Dy>(dy, part * (half / 16) + e), n + part + e > 0);
-      wgmma_commit();
-      wgmma_wait<0>();
-      wgmma_pin(p), wgmma_pin(sum);
+      attention_picks_add<Dy>(sum, p, dy, part * (half / 16), n + part > 0);
     }
   }
 #pragma unroll
@@ -208,14 +215,7 @@ __global__ void __launch_bounds__(AttentionPicksBlock<N, P>::threads, 2)
                 static_cast<uint32_t>(Ds::offset(own + lane % 16, part * half + 16 * e + lane / 16 * 8)),
             p[e]);
       }
-      wgmma_pin(p), wgmma_pin(sum);
-      wgmma_fence();
-#pragma unroll
-      for (int e = 0; e < half / 16; ++e)
-        wgmma_bf16<N, 1>(sum, p[e], wgmma_rows_of<Q>(q, part * (half / 16) + e), n + part + e > 0);
-      wgmma_commit();
-      wgmma_wait<0>();
-      wgmma_pin(p), wgmma_pin(sum);
+      attention_picks_add<Q>(sum, p, q, part * (half / 16), n + part > 0);
     }
     fence_for_async();
     __syncthreads();  // ds of all keys is there

@@ -28,15 +28,21 @@ std::vector<std::string> fixtures() {
   return paths;
 }
 
+/// Of the fixtures' names: compute-sanitizer takes the longest cases by parts.
+constexpr const char* families[] = {"lin-", "lru-", "mamba", "norm-", "s4-", "s5-", "sm-"};
+
 /// Every `every`-th fixture on `device`, of those whose names start with `family`.
 void hold_all(Device device, DType dtype, Precision precision = Precision::fp32, size_t every = 1,
               const std::string& family = "") {
   std::set<std::string> quantities;
   std::vector<std::string> paths = fixtures();
   CHECK(paths.size() == 40);
-  std::erase_if(paths, [&](const std::string& path) {
-    return !std::filesystem::path(path).filename().string().starts_with(family);
-  });
+  const auto of = [](const std::string& path, const std::string& start) {
+    return std::filesystem::path(path).filename().string().starts_with(start);
+  };
+  for (const std::string& path : paths)
+    CHECK(std::ranges::count_if(families, [&](const char* start) { return of(path, start); }) == 1);
+  std::erase_if(paths, [&](const std::string& path) { return !of(path, family); });
   CHECK(!paths.empty());
   for (size_t i = 0; i < paths.size(); i += every) {
     Context ctx = poisoned(device, precision);
@@ -57,9 +63,6 @@ void hold_all(Device device, DType dtype, Precision precision = Precision::fp32,
 TEST_CASE("parity: every fixture's numbers in float64") { hold_all({}, DType::f64); }
 
 TEST_CASE("parity: every fixture's numbers in float32") { hold_all({}, DType::f32); }
-
-// By families, so that compute-sanitizer can take a case by parts.
-constexpr const char* families[] = {"lin-", "lru-", "mamba", "norm-", "s4-", "s5-", "sm-"};
 
 TEST_CASE("cuda parity: every fixture's numbers in float64") {
   if (!gpu_here()) return;
