@@ -94,7 +94,7 @@ void declare_commands(CLI::App& app, std::function<int()>& chosen) {
       app, "correlate",
       "statistics of many runs' spectra against accuracy; means over seeds; initial against trained", chosen,
       correlate_command, [](CLI::App* c, CorrelateOptions& o) {
-        c->add_option("runs", o.runs, "run folders")->required();
+        c->add_option("runs", o.runs, "run folders, and folders that hold some")->required();
         c->add_option("--figure", o.figure, "accuracy or loss")->capture_default_str();
         c->add_option("--stage", o.stage, "table of: initial, trained or change")->capture_default_str();
         c->add_option("--statistic", o.statistics, "only statistics whose name contains this (repeatable)");

@@ -350,7 +350,16 @@ int correlate_command(const CorrelateOptions& options) {
     fail_usage("correlate: --permutations, --resamples: a number from 1");
   if (!(options.level > 0 && options.level < 1)) fail_usage("correlate: --level: a number between 0 and 1");
   std::vector<RunFolder> folders;
-  for (const std::string& path : options.runs) folders.push_back(RunFolder::open(path));
+  std::set<std::filesystem::path> known;  // a run named twice would count twice
+  for (const std::string& path : options.runs) {
+    bool any = false;
+    search_folders("correlate", path, [&](const std::string& folder) {
+      if (!RunFolder::exists(folder)) return false;
+      if (known.insert(std::filesystem::canonical(folder)).second) folders.push_back(RunFolder::open(folder));
+      return any = true;
+    });
+    if (!any) fail_usage(fmt::format("correlate: no run in '{}'", path));
+  }
   CorrelateRequest request;
   request.figure = options.figure, request.permutations = options.permutations;
   request.resamples = options.resamples, request.level = options.level, request.seed = options.seed;

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -119,9 +120,29 @@ void RunFolder::prepare() const {
   for (const auto& path : along) std::filesystem::remove(path);
 }
 
+void search_folders(const std::string& command, const std::string& path,
+                    const std::function<bool(const std::string&)>& taken) {
+  namespace fs = std::filesystem;
+  if (!fs::is_directory(path)) fail_usage(fmt::format("{}: '{}' is no folder", command, path));
+  const std::function<void(const std::string&, int)> visit = [&](const std::string& folder, int depth) {
+    if (taken(folder) || depth == 0) return;
+    std::vector<std::string> below;
+    for (const auto& entry : fs::directory_iterator(folder))
+      if (entry.is_directory()) below.push_back(entry.path().string());
+    std::ranges::sort(below);
+    for (const std::string& next : below) visit(next, depth - 1);
+  };
+  const size_t last = path.find_last_not_of('/');
+  visit(last == std::string::npos ? path : path.substr(0, last + 1), 4);
+}
+
+bool RunFolder::exists(const std::string& path) {
+  return std::filesystem::exists(RunFolder(path).info_file());
+}
+
 RunFolder RunFolder::open(const std::string& path) {
   RunFolder folder(path);
-  if (!std::filesystem::exists(folder.info_file()))
+  if (!exists(path))
     fail(fmt::format("'{}' is no run folder: it has no run.json (folders that `eigentrace train` wrote have)",
                      path));
   folder.read_info();

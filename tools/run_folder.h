@@ -12,6 +12,7 @@
 //   failed.safetensors           state before the step that stopped the run (a value was not finite),
 //   failed_batch.npz             and that step's batch
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -41,6 +42,11 @@ struct RunInfo {
   double peak_step_memory_mib = 0;
 };
 
+/// Asks `taken` of `path` and, where it says no, of the folders below, in order of their names, four deep.
+/// UsageError, led by `command`: `path` is no folder.
+void search_folders(const std::string& command, const std::string& path,
+                    const std::function<bool(const std::string&)>& taken);
+
 class RunFolder {
  public:
   /// A new run's folder, which `prepare` then makes. UsageError: it holds a run already, and `force` is
@@ -50,6 +56,7 @@ class RunFolder {
   void prepare() const;
   /// An existing one. Error: not a run folder, or a format this program does not read.
   static RunFolder open(const std::string& path);
+  static bool exists(const std::string& path);
 
   const std::string& path() const { return path_; }
   std::string config() const { return path_ + "/config.yaml"; }

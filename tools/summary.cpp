@@ -334,20 +334,6 @@ void print_json(const std::vector<RunLine>& runs, const std::vector<const SweepS
   fmt::print("{}\n", json.end_array().end_object().text());
 }
 
-/// Runs and sweeps at or below a path, in order of their names. A sweep's runs are told by the sweep.
-void collect(const std::string& path, int depth, std::vector<std::string>& runs,
-             std::vector<std::string>& sweeps) {
-  namespace fs = std::filesystem;
-  if (SweepStore::exists(path)) return sweeps.push_back(path);
-  if (fs::exists(path + "/run.json")) return runs.push_back(path);
-  if (depth == 0) return;
-  std::vector<std::string> below;
-  for (const auto& entry : fs::directory_iterator(path))
-    if (entry.is_directory()) below.push_back(entry.path().string());
-  std::ranges::sort(below);
-  for (const std::string& folder : below) collect(folder, depth - 1, runs, sweeps);
-}
-
 }  // namespace
 
 void print_sweep(const SweepStore& store, bool json) {
@@ -355,13 +341,15 @@ void print_sweep(const SweepStore& store, bool json) {
 }
 
 int summary_command(const SummaryOptions& options) {
-  constexpr int deepest = 4;
   std::vector<std::string> run_paths, sweep_paths;
-  for (std::string path : options.paths) {
-    while (path.size() > 1 && path.back() == '/') path.pop_back();
-    if (!std::filesystem::is_directory(path)) fail_usage(fmt::format("summary: '{}' is no folder", path));
+  for (const std::string& path : options.paths) {
     const size_t before = run_paths.size() + sweep_paths.size();
-    collect(path, deepest, run_paths, sweep_paths);
+    search_folders("summary", path, [&](const std::string& folder) {
+      const bool sweep = SweepStore::exists(folder);  // its runs are told by the sweep
+      const bool taken = sweep || RunFolder::exists(folder);
+      if (taken) (sweep ? sweep_paths : run_paths).push_back(folder);
+      return taken;
+    });
     if (run_paths.size() + sweep_paths.size() == before)
       fail_usage(fmt::format("summary: no run and no sweep in '{}'", path));
   }

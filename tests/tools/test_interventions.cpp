@@ -66,7 +66,7 @@ TrainerOptions silent(int64_t stop_before = -1) {
 }
 
 RunFolder train(const RunConfig& config, const std::string& path) {
-  const RunFolder folder = RunFolder::create(path, true);
+  RunFolder folder = RunFolder::create(path, true);
   Trainer(config, folder, silent()).run();
   RunSpectraOptions options;
   options.quiet = true;
@@ -243,4 +243,14 @@ TEST_CASE(
   write_atomically(file, correlations_json(table));
   CHECK(correlations_json(read_correlations(file)) == correlations_json(table));
   CHECK_THROWS_AS(correlate_runs({folders[0]}, request), UsageError);
+
+  // a folder that holds runs stands for them, each counted once; one that holds none is an error
+  std::filesystem::create_directories(temporary.path + "/empty/nothing");
+  CorrelateOptions options;
+  options.runs = {temporary.path + "/", folders[0].path()}, options.out = file, options.json = true;
+  options.figure = "loss", options.resamples = 10, options.permutations = 10;
+  CHECK(correlate_command(options) == 0);
+  CHECK(read_correlations(file).runs.size() == 6);
+  options.runs = {temporary.path + "/empty"};
+  CHECK_THROWS_AS(correlate_command(options), UsageError);
 }
