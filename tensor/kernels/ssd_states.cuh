@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(32 * StateTiles<Np, slice>::warps, 2)
 #pragma unroll
         for (int e = 0; e < 4; ++e) d[i][j][e] *= kept;
     const auto add = [&]<bool scaled>() {
-#pragma unroll 4
+#pragma unroll(precision == Precision::fp32 && mt == 2 ? 1 : 4)
       for (int k0 = 0; k0 < ssd_chunk; k0 += F::depth) {
         typename F::A a[mt];
 #pragma unroll
