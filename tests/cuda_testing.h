@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "tensor/context.h"
+#include "tests/worse.h"
 
 namespace eigentrace::testing {
 
@@ -50,7 +51,7 @@ struct Mode {
   double bound;
 };
 
-/// ‖found − exact‖∞ / max(least, ‖exact‖∞); infinite where a NaN is or sizes differ.
+/// ‖found − exact‖∞ / max(least, ‖exact‖∞); NaN where one is, infinite where sizes differ.
 inline double relative_error(const std::vector<double>& found, const std::vector<double>& exact,
                              double least = 1e-30) {
   if (found.size() != exact.size()) return HUGE_VAL;
@@ -58,7 +59,7 @@ inline double relative_error(const std::vector<double>& found, const std::vector
   for (size_t i = 0; i < exact.size(); ++i) {
     scale = std::max(scale, std::abs(exact[i]));
     const double d = std::abs(found[i] - exact[i]);
-    worst = d <= worst ? worst : std::isnan(d) ? HUGE_VAL : d;
+    worst = worse(worst, d);
   }
   return worst / scale;
 }
@@ -67,7 +68,7 @@ inline double relative_error(const std::vector<std::vector<double>>& found,
                              const std::vector<std::vector<double>>& exact, double least = 1e-30) {
   double worst = found.size() == exact.size() ? 0 : HUGE_VAL;
   for (size_t k = 0; k < std::min(found.size(), exact.size()); ++k)
-    worst = std::max(worst, relative_error(found[k], exact[k], least));
+    worst = worse(worst, relative_error(found[k], exact[k], least));
   return worst;
 }
 

@@ -11,6 +11,7 @@
 #include "autograd/op_cases.h"
 #include "autograd/ops_pointwise.h"
 #include "tensor/kernels.h"
+#include "tests/worse.h"
 
 using namespace eigentrace;
 
@@ -111,7 +112,7 @@ TEST_CASE("bf16 ops: every op with activations gives float64's values and gradie
         for (size_t i = 0; i < exact.values[k].size(); ++i) {
           scale = std::max(scale, std::abs(exact.values[k][i]));
           const double d = std::abs(rounded.values[k][i] - exact.values[k][i]);
-          worst = d <= worst ? worst : d;  // NaN is the worst there is
+          worst = worse(worst, d);
         }
         CAPTURE(k);
         CAPTURE(scale);

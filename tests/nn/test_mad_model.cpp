@@ -8,6 +8,7 @@
 #include "nn/optimiser.h"
 #include "tensor/error.h"
 #include "tests/nn/model_testing.h"
+#include "tests/worse.h"
 
 using namespace eigentrace;
 using testing::gpu_here;
@@ -82,7 +83,7 @@ Values plus(Values a, const Values& b) {
 double distance(const Values& a, const Values& b) {
   REQUIRE(a.size() == b.size());
   double worst = 0;
-  for (size_t i = 0; i < a.size(); ++i) worst = std::max(worst, std::abs(a[i] - b[i]));
+  for (size_t i = 0; i < a.size(); ++i) worst = worse(worst, std::abs(a[i] - b[i]));
   return worst;
 }
 

@@ -13,6 +13,7 @@
 #include "tensor/error.h"
 #include "tensor/rng.h"
 #include "tests/spectral/text_fixture.h"
+#include "tests/worse.h"
 
 using namespace eigentrace;
 
@@ -46,7 +47,7 @@ double excess(const DplrEigenvalues& a, const DplrEigenvalues& b) {
       if (!used[j] && std::abs(a.values[k] - b.values[j]) < distance)
         distance = std::abs(a.values[k] - b.values[j]), best = j;
     used[best] = 1;
-    worst = std::max(worst, distance - a.error_bounds[k] - b.error_bounds[best]);
+    worst = worse(worst, distance - a.error_bounds[k] - b.error_bounds[best]);
   }
   return worst;
 }
@@ -86,12 +87,12 @@ TEST_CASE("dplr: the Woodbury form is (2/Δ − A)⁻¹(2/Δ + A), and B̄ solve
     for (int64_t i = 0; i < n; ++i) {
       Complex128 left_b = 2 / c.step * input[i];
       for (int64_t k = 0; k < n; ++k) left_b -= a[i * n + k] * input[k];
-      error = std::max(error, std::abs(left_b - 2.0 * b[i]));
+      error = worse(error, std::abs(left_b - 2.0 * b[i]));
       for (int64_t j = 0; j < n; ++j) {
         Complex128 left = 2 / c.step * discrete[i * n + j],
                    right = a[i * n + j] + (i == j ? 2 / c.step : 0.0);
         for (int64_t k = 0; k < n; ++k) left -= a[i * n + k] * discrete[k * n + j];
-        error = std::max(error, std::abs(left - right));
+        error = worse(error, std::abs(left - right));
         scale = std::max(scale, std::abs(a[i * n + j]));
       }
     }
@@ -289,8 +290,8 @@ TEST_CASE("dplr: eigenvalues of all channels equal the published code's exact on
       for (int64_t d = 0; d < width; ++d)
         for (int64_t n = 0; n < states; ++n) {
           const Complex128 truth = expected[d * states + n];
-          worst = std::max(worst, std::abs(s.spectra[d].values[n] - truth));
-          log_worst = std::max(log_worst, std::abs(s.log_abs()[d * states + n] - std::log(std::abs(truth))));
+          worst = worse(worst, std::abs(s.spectra[d].values[n] - truth));
+          log_worst = worse(log_worst, std::abs(s.log_abs()[d * states + n] - std::log(std::abs(truth))));
         }
       CHECK(worst < 1e-12);
       CHECK(log_worst < 1e-11);
@@ -318,7 +319,7 @@ TEST_CASE("dplr: the realisation's kernel reproduces the published layer's outpu
         for (int64_t t = 0; t < length; ++t) {
           double y = f["d"][d] * f["mixer_in"][(s * length + t) * width + d];
           for (int64_t k = 0; k <= t; ++k) y += kernel[k] * f["mixer_in"][(s * length + t - k) * width + d];
-          error = std::max(error, std::abs(y - f["mixer_out"][(s * length + t) * width + d]));
+          error = worse(error, std::abs(y - f["mixer_out"][(s * length + t) * width + d]));
           size = std::max(size, std::abs(y));
         }
     }

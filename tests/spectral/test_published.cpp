@@ -9,6 +9,7 @@
 #include "spectral/statistics.h"
 #include "tensor/error.h"
 #include "tests/spectral/text_fixture.h"
+#include "tests/worse.h"
 
 using namespace eigentrace;
 
@@ -39,8 +40,8 @@ double worst_error(const std::string& kind, Read read) {
         const int64_t steps = static_cast<int64_t>(log_lambda.size());
         REQUIRE(steps * s.batch * s.heads == static_cast<int64_t>(f["expected"].size()));
         for (int64_t t = 0; t < steps; ++t)
-          worst = std::max(
-              worst, std::abs(std::exp(log_lambda[t]) / f["expected"][(b * steps + t) * s.heads + h] - 1));
+          worst = worse(worst,
+                        std::abs(std::exp(log_lambda[t]) / f["expected"][(b * steps + t) * s.heads + h] - 1));
       }
   }
   REQUIRE(found > 0);
@@ -152,7 +153,7 @@ TEST_CASE("published: S4 is channel 1's dense matrix, in double and in float") {
         for (int64_t k = 0; k < states; ++k)
           nearest =
               std::min(nearest, std::abs(std::polar(std::exp(read->log_abs[k]), read->arg[k]) - expected));
-        worst = std::max(worst, nearest);
+        worst = worse(worst, nearest);
       }
       CHECK(worst < tolerance);
     }

@@ -5,6 +5,7 @@
 #include "tensor/error.h"
 #include "tensor/kernels.h"
 #include "tensor/rng.h"
+#include "tests/worse.h"
 
 using namespace eigentrace;
 
@@ -38,7 +39,7 @@ TEST_CASE("cuda: a pointwise kernel gives the CPU's values on the GPU, dense and
           const std::vector<double> u = a.to_vector<double>(), v = b.to_vector<double>();
           double worst = 0;
           for (size_t i = 0; i < u.size(); ++i)
-            worst = std::fmax(worst, std::abs(u[i] - v[i]) / (1 + std::abs(u[i])));
+            worst = worse(worst, std::abs(u[i] - v[i]) / (1 + std::abs(u[i])));
           INFO(kernels::name_of(function), ", ", name_of(dtype), ", strided ", strided);
           CHECK(worst < bound);
         };
