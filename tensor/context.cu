@@ -65,7 +65,7 @@ Context::Context(Device device, std::shared_ptr<Slab> slab, bool dry)
     cudaStream_t stream;
     ET_CUDA(cudaStreamCreate(&stream));
     stream_ = stream;
-    blas_ = make_cuda_blas(stream);
+    blas_ = make_cuda_blas(stream, device.index);
   }
 #endif
 }

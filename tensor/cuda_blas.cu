@@ -12,6 +12,7 @@
 #include "tensor/gemm_columns.cuh"
 #include "tensor/gemm_outer.cuh"
 #include "tensor/gemm_tensor_cores.cuh"
+#include "tensor/gemm_waves.h"
 #include "tensor/kernels/column_sum.cuh"
 
 namespace eigentrace {
@@ -39,6 +40,7 @@ struct Blas {
   cudaStream_t stream = nullptr;
   cublasLtHandle_t handle = nullptr;
   void* workspace = nullptr;
+  int multiprocessors = 0;
   std::map<Key, Plan> plans;
 };
 
@@ -131,15 +133,18 @@ Plan make_plan(const Blas& blas, const Product<T, Out>& p, cublasComputeType_t c
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
          static_cast<uint32_t>(alignment(p.from ? p.from : p.c.data)));
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, static_cast<uint32_t>(alignment(p.c.data)));
-  cublasLtMatmulHeuristicResult_t result{};
+  std::array<cublasLtMatmulHeuristicResult_t, 8> answers{};
   int count = 0;
-  const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
-      blas.handle, plan.operation, plan.a, plan.b, plan.from, plan.c, preference, 1, &result, &count);
+  const cublasStatus_t status =
+      cublasLtMatmulAlgoGetHeuristic(blas.handle, plan.operation, plan.a, plan.b, plan.from, plan.c,
+                                     preference, static_cast<int>(answers.size()), answers.data(), &count);
   cublasLtMatmulPreferenceDestroy(preference);
   if (status != CUBLAS_STATUS_SUCCESS && status != CUBLAS_STATUS_NOT_SUPPORTED)
     check(status, "cublasLtMatmulAlgoGetHeuristic", what);
-  plan.found = status == CUBLAS_STATUS_SUCCESS && count > 0 && result.state == CUBLAS_STATUS_SUCCESS;
-  plan.algorithm = result.algo;
+  if (status != CUBLAS_STATUS_SUCCESS || count == 0) return plan;
+  const auto& answer = answers[answer_of(p, compute, answers.data(), count, blas.multiprocessors)];
+  plan.found = answer.state == CUBLAS_STATUS_SUCCESS;
+  plan.algorithm = answer.algo;
   return plan;
 }
 
@@ -282,13 +287,18 @@ void cuda_gemm(Context& ctx, const Product<T, Out>& product) {
   if (product.M <= 0 || product.N <= 0 || product.batch <= 0) return;
   if (product.K <= 0 || product.alpha == 0) return start_from(ctx, product);
   if constexpr (sizeof(T) == 4) {
-    if (has_last_columns(ctx, product)) {
+    if (const int64_t columns = count_last_columns(ctx, product)) {
       Product<T> first = product;
-      first.N = product.N / 4 * 4;
-      last_columns(ctx, product);  // first: the other product's results drive x out of the cache
+      first.N = product.N - columns;
+      last_columns(ctx, product, columns);  // first: the other product's results drive x out of the cache
       return cuda_gemm(ctx, first);
     }
     if (takes_own_kernel(ctx, product)) return own_product(ctx, product);
+    const int64_t multiprocessors = static_cast<const Blas*>(ctx.blas())->multiprocessors;
+    if (const int64_t rows = rows_of_whole_waves(ctx, product, multiprocessors)) {
+      cuda_gemm(ctx, rows_of(product, 0, rows));
+      return cuda_gemm(ctx, rows_of(product, rows, product.M - rows));
+    }
   }
   Blas& blas = *static_cast<Blas*>(ctx.blas());
   const cublasComputeType_t wanted = compute_type<T>(ctx.precision);
@@ -310,7 +320,8 @@ template void cuda_gemm(Context&, const Product<double>&);
 template void cuda_gemm(Context&, const Product<BFloat16>&);
 
 int64_t cuda_long_scratch(const Context& ctx, DType dtype, int64_t M, int64_t N, int64_t K, bool sums) {
-  const int64_t blas = sums ? kernels::column_sum_pieces(K) * M : 0;
+  int64_t blas = sums ? kernels::column_sum_pieces(K) * M : 0;
+  if (dtype == DType::f32) blas = std::max(blas, last_rows_scratch(count_last_rows(ctx, M, N, K), N, K));
   if (!long_may_be_ours(ctx, dtype, M, N, K)) return blas;
   return std::max({blas, tc_long_scratch(M, N, K, sums), outer_scratch(M, N, K, sums)});
 }
@@ -333,16 +344,25 @@ void cuda_gemm_long(Context& ctx, const Product<T, Out>& product, std::type_iden
   if (sums)
     kernels::column_sum(ctx, Rows<T>{const_cast<T*>(product.a.data), K, M, product.a.ld}, sums, sums_stride,
                         scratch);
+  if constexpr (sizeof(T) == 4)
+    if (const int64_t rows = count_last_rows(ctx, M, N, K);
+        rows > 0 && product.a.transposed && !product.b.transposed && rows_of_vectors(product.b)) {
+      Product<T> first = product;
+      first.M = M - rows;
+      last_rows(ctx, product, rows, scratch);
+      return cuda_gemm(ctx, first);
+    }
   cuda_gemm(ctx, product);
 }
 template void cuda_gemm_long(Context&, const Product<float>&, float*, int64_t, float*);
 template void cuda_gemm_long(Context&, const Product<double>&, double*, int64_t, double*);
 template void cuda_gemm_long(Context&, const Product<BFloat16, float>&, float*, int64_t, float*);
 
-void* make_cuda_blas(void* stream) {
+void* make_cuda_blas(void* stream, int device) {
   auto* blas = new Blas;
   blas->stream = static_cast<cudaStream_t>(stream);
   ET_CUDA(cudaMalloc(&blas->workspace, workspace_bytes));
+  ET_CUDA(cudaDeviceGetAttribute(&blas->multiprocessors, cudaDevAttrMultiProcessorCount, device));
   check(cublasLtCreate(&blas->handle), "cublasLtCreate", "Context");
   return blas;
 }

@@ -42,7 +42,7 @@ void cuda_gemm_long(Context& ctx, const Product<T, Out>& product, std::type_iden
                     int64_t sums_stride, std::type_identity_t<Out>* scratch);
 
 /// What Context::blas() points to: handle, workspace and the algorithms chosen so far.
-void* make_cuda_blas(void* stream);
+void* make_cuda_blas(void* stream, int device);
 void destroy_cuda_blas(void* blas);
 
 }  // namespace eigentrace

@@ -47,6 +47,13 @@ enum cublasLtReductionScheme_t {
   CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE = 2
 };
 
+enum cublasLtMatmulAlgoConfigAttributes_t { CUBLASLT_ALGO_CONFIG_TILE_ID, CUBLASLT_ALGO_CONFIG_SPLITK_NUM };
+enum cublasLtMatmulTile_t {
+  CUBLASLT_MATMUL_TILE_64x64 = 15,
+  CUBLASLT_MATMUL_TILE_128x128 = 20,
+  CUBLASLT_MATMUL_TILE_256x128 = 24
+};
+
 struct SimtBlas {};
 using cublasLtHandle_t = SimtBlas*;
 struct SimtMatmul {
@@ -65,7 +72,9 @@ struct SimtLayout {
   int64_t step = 0;
 };
 using cublasLtMatrixLayout_t = SimtLayout*;
-struct cublasLtMatmulAlgo_t {};
+struct cublasLtMatmulAlgo_t {
+  int32_t tile, split;
+};
 struct cublasLtMatmulHeuristicResult_t {
   cublasLtMatmulAlgo_t algo;
   size_t workspaceSize;
@@ -137,18 +146,34 @@ inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPrefere
 inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t d,
                                                      cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
                                                      cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
-                                                     cublasLtMatmulPreference_t, int,
+                                                     cublasLtMatmulPreference_t, int room,
                                                      cublasLtMatmulHeuristicResult_t* result, int* count) {
   const bool has = d->epilogue == CUBLASLT_EPILOGUE_DEFAULT || d->type == CUDA_R_32F;
-  *count = has ? 1 : 0;
-  result->state = CUBLAS_STATUS_SUCCESS;
-  return has ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
+  // The second is one that the library can name but not do: whoever starts it gets an error.
+  const cublasLtMatmulHeuristicResult_t answers[] = {
+      {{CUBLASLT_MATMUL_TILE_64x64, 1}, 0, CUBLAS_STATUS_SUCCESS, 1},
+      {{CUBLASLT_MATMUL_TILE_256x128, 1}, 0, CUBLAS_STATUS_NOT_SUPPORTED, 1},
+      {{CUBLASLT_MATMUL_TILE_128x128, 1}, 0, CUBLAS_STATUS_SUCCESS, 1}};
+  *count = 0;
+  if (!has) return CUBLAS_STATUS_NOT_SUPPORTED;
+  for (const auto& answer : answers)
+    if (*count < room) result[(*count)++] = answer;
+  return CUBLAS_STATUS_SUCCESS;
+}
+inline cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t* algorithm,
+                                                           cublasLtMatmulAlgoConfigAttributes_t what,
+                                                           void* value, size_t bytes, size_t* written) {
+  *written = bytes;
+  std::memcpy(value, what == CUBLASLT_ALGO_CONFIG_TILE_ID ? &algorithm->tile : &algorithm->split, bytes);
+  return CUBLAS_STATUS_SUCCESS;
 }
 inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const void* alpha,
                                      const void* a, cublasLtMatrixLayout_t la, const void* b,
                                      cublasLtMatrixLayout_t lb, const void* beta, const void* c,
                                      cublasLtMatrixLayout_t lf, void* result, cublasLtMatrixLayout_t lc,
-                                     const cublasLtMatmulAlgo_t*, void*, size_t, cudaStream_t stream) {
+                                     const cublasLtMatmulAlgo_t* algorithm, void*, size_t,
+                                     cudaStream_t stream) {
+  if (algorithm->tile == CUBLASLT_MATMUL_TILE_256x128) return CUBLAS_STATUS_INVALID_VALUE;
   if (c != result) {  // beta multiplies another matrix: copied, then as if it were the result
     if (lf->rows != lc->rows || lf->cols != lc->cols || lf->type != lc->type || lf->batch != 1 ||
         lc->batch != 1)

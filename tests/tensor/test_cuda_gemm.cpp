@@ -12,6 +12,7 @@
 #include "tensor/kernels.h"
 #include "tensor/kernels/linear_add.h"
 #include "tensor/rng.h"
+#include "tests/worse.h"
 
 using namespace eigentrace;
 
@@ -79,7 +80,7 @@ double error(const Tensor& c, int64_t K, A&& a, B&& b, const double* bias = null
       double sum = bias ? bias[j] : 0, size = std::abs(sum) + 1e-30;
       for (int64_t k = 0; k < K; ++k) sum += a(i, k) * b(k, j), size += std::abs(a(i, k) * b(k, j));
       const double e = std::abs(found[static_cast<size_t>(i * N + j)] - sum) / size;
-      worst = e <= worst ? worst : e;  // NaN is the worst there is
+      worst = worse(worst, e);
     }
   return worst;
 }
@@ -122,7 +123,7 @@ void check_linear(const Mode& mode, int64_t rows, int64_t in, int64_t out, int64
         for (int64_t k = 0; k < out; ++k)
           exact += dy.at(i, k) * w.at(k, j), size += std::abs(dy.at(i, k) * w.at(k, j));
         const double e = std::abs(found[static_cast<size_t>(i * in + j)] - exact) / size;
-        worst = e <= worst ? worst : e;
+        worst = worse(worst, e);
       }
     CHECK(worst < mode.bound);
   }
@@ -140,6 +141,51 @@ void check_linear(const Mode& mode, int64_t rows, int64_t in, int64_t out, int64
     Tensor alone = ctx.empty({out}, mode.dtype);
     kernels::linear_backward_bias(ctx, dy.device, alone);
     CHECK(error(alone.reshape({1, out}), rows, one, column) < exact);
+  }
+}
+
+/// The same of a layer too large for sums of single products here: float32 beside float64, whose products
+/// take another way. Bound: sixteen roundings of 2⁻²⁴ a term of the sum.
+void compare_linear(int64_t rows, int64_t in, int64_t out, bool turned) {
+  CAPTURE(rows);
+  CAPTURE(in);
+  CAPTURE(out);
+  const Operand x(1, rows, in, DType::f32), w(2, out, in, DType::f32, 0, turned), b(3, 1, out, DType::f32),
+      dy(4, rows, out, DType::f32, (out + 7) / 8 * 8), sent(5, rows, in, DType::f32, in + 4);
+  const std::vector<int64_t> terms{in, in, out, out, out, rows, rows};
+  std::vector<std::vector<double>> exact;
+  for (const DType dtype : {DType::f64, DType::f32}) {
+    Context ctx = gpu_context(Precision::fp32);
+    const auto as = [&](const Operand& o) {
+      return dtype == DType::f32 ? o.device : o.device.clone(ctx.device(), dtype);
+    };
+    std::vector<Tensor> made;
+    for (const bool with_bias : {false, true}) {
+      made.push_back(kernels::empty_rows(ctx, {rows, out}, dtype));
+      kernels::linear(ctx, as(x), as(w), with_bias ? as(b).reshape({out}) : Tensor(), made.back());
+    }
+    for (int i = 0; i < 3; ++i) made.push_back(i == 2 ? as(sent).clone() : ctx.empty({rows, in}, dtype));
+    kernels::linear_backward_input(ctx, as(dy), as(w), made[2]);
+    kernels::linear_backward_input_add(ctx, as(dy), as(w), as(sent), made[3]);
+    kernels::linear_backward_input_add(ctx, as(dy), as(w), made[4], made[4]);
+    made.push_back(turned ? ctx.empty({in, out}, dtype).transpose(0, 1) : ctx.empty({out, in}, dtype));
+    made.push_back(ctx.empty({out}, dtype));
+    kernels::linear_backward_weight(ctx, as(dy), as(x), made[5], made[6]);
+    synchronise(ctx.device());
+    for (size_t i = 0; i < made.size(); ++i) {
+      const std::vector<double> found = made[i].to_vector<double>();
+      if (dtype == DType::f64) {
+        exact.push_back(found);
+        continue;
+      }
+      double worst = 0;
+      for (size_t j = 0; j < found.size(); ++j) {
+        const double e = std::abs(found[j] - exact[i][j]);
+        worst = worse(worst, e);
+      }
+      CAPTURE(i);
+      CHECK(worst < 1e-6 * static_cast<double>(terms[i]));
+    }
   }
 }
 
@@ -211,6 +257,23 @@ TEST_CASE("cuda products: one to three columns more than whole pieces, in aligne
   check_linear(modes[2], 130, 36, 385, 4, false);
   check_linear(modes[2], 70, 132, 258, 0, false);
   check_linear(modes[2], 65, 260, 131, 8, false);
+}
+
+TEST_CASE("cuda products: float32 columns and rows beside whole tiles, one to four") {
+  if (!gpu_here()) return;
+  compare_linear(2100, 4100, 129, true);
+  compare_linear(2100, 4100, 130, false);
+  compare_linear(20004, 516, 131, false);  // pieces that are no whole number of the warps' turns
+  compare_linear(20004, 516, 132, true);
+}
+
+TEST_CASE("cuda products: a last wave of float32 tiles, almost empty, is made apart") {
+  if (!gpu_here()) return;
+  compare_linear(1152, 256, 128, false);  // of the emulation's four multiprocessors; forward
+  compare_linear(1152, 128, 256, true);   // the input's gradient
+  compare_linear(8576, 256, 512, false);  // of 132
+  compare_linear(8576, 512, 256, false);
+  compare_linear(17408, 264, 512, true);  // two waves, and four tiles in each of two rows more
 }
 
 TEST_CASE("cuda products: weight gradients of whole tiles, the last piece of the sum a short one") {
