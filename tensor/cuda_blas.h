@@ -27,8 +27,8 @@ struct Product {
 
 /// The same bits each time on one kind of GPU: no atomics, a fixed workspace, the algorithm a function of the
 /// shapes. Nothing here is illegal while a stream is captured once the same product has run before. cuBLASLt,
-/// but for what tensor cores are asked for and it cannot do well: see takes_own_kernel in the .cu. Error:
-/// cuBLASLt refuses.
+/// but for what tensor cores are asked for and it cannot do well (takes_own_kernel in the .cu); float32 is
+/// cut first (gemm_waves.h, gemm_columns.cuh). Error: cuBLASLt refuses.
 template <class T, class Out>
 void cuda_gemm(Context& ctx, const Product<T, Out>& product);
 

@@ -35,8 +35,8 @@ Product<T, Out> rows_of(Product<T, Out> p, int64_t first, int64_t count) {
 }
 
 /// Which of cuBLASLt's `count` answers a product takes. It puts smaller tiles first where sums are short: 128
-/// × 128 is 8 to 11 % faster if waves are full (4096 × 8192, K 128: 243 and 216 µs), 256 rows of B's columns
-/// × 128 another 5 % where it is offered. Longer sums: the first.
+/// × 128 is 8 to 11 % faster if waves are full (4096 × 8192, K 128: 243 and 216 µs); 128 rows × 256 columns
+/// as good or better where it is offered. Longer sums: the first.
 template <class T, class Out>
 int answer_of(const Product<T, Out>& p, cublasComputeType_t compute,
               const cublasLtMatmulHeuristicResult_t* answers, int count, int64_t multiprocessors) {
