@@ -9,6 +9,7 @@
 #include "autograd/ops_pointwise.h"
 #include "spectral/realisation.h"
 #include "tensor/error.h"
+#include "tensor/worse.h"
 
 namespace eigentrace {
 namespace {
@@ -163,7 +164,7 @@ void Intervener::attach(Forward& forward) {
 
 double Intervener::condition() const {
   double largest = 0;
-  for (const auto& [layer, simulation] : simulations_) largest = std::max(largest, simulation.condition());
+  for (const auto& [layer, simulation] : simulations_) largest = worse(largest, simulation.condition());
   return largest;
 }
 

@@ -3,12 +3,14 @@
 #include <cmath>
 #include <complex>
 #include <limits>
+#include <numeric>
 
 #include "spectral/dplr.h"
 #include "spectral/eigen.h"
 #include "spectral/intervention.h"
 #include "spectral/replay_states.h"
 #include "tensor/error.h"
+#include "tensor/worse.h"
 
 namespace eigentrace {
 namespace {
@@ -145,7 +147,7 @@ std::vector<double> AlteredSimulation::channels(const Realisation& system, int64
         modes_.clear();
         fail(error);
       }
-    condition_ = *std::max_element(conditions.begin(), conditions.end());
+    condition_ = std::accumulate(conditions.begin(), conditions.end(), 0.0, worse);
   }
   LayerSpectrum spectrum;
   spectrum.layer = layer, spectrum.family = system.family, spectrum.kind = SpectrumKind::fixed_per_channel;

@@ -22,6 +22,7 @@
 #include "spectral/eigen.h"
 #include "spectral/secular.h"
 #include "tensor/error.h"
+#include "tensor/worse.h"
 
 namespace eigentrace {
 namespace {
@@ -291,9 +292,9 @@ DplrSpectrum dplr_spectrum(int64_t states, std::span<const Complex128> lambda, s
   for (const DplrEigenvalues& s : result.spectra) {
     result.certified += s.certified;
     for (int64_t n = 0; n < states; ++n) {
-      result.max_residual = std::max(result.max_residual, s.residuals[n]);
-      result.max_condition = std::max(result.max_condition, s.conditions[n]);
-      result.max_error_bound = std::max(result.max_error_bound, s.error_bounds[n]);
+      result.max_residual = worse(result.max_residual, s.residuals[n]);
+      result.max_condition = worse(result.max_condition, s.conditions[n]);
+      result.max_error_bound = worse(result.max_error_bound, s.error_bounds[n]);
     }
   }
   return result;
@@ -308,7 +309,8 @@ double estimated_seconds(int64_t states, int64_t channels, DplrRoute route) {
   const int64_t n = std::min<int64_t>(states, quadratic ? 512 : 96);
   std::vector<Complex128> lambda, p;
   for (int64_t k = 0; k < n; ++k) {
-    const double odd = static_cast<double>(k / 2 * 2 + 1), omega = 0.318 * static_cast<double>(n * n) / odd;
+    const int64_t pair = k / 2;
+    const double odd = static_cast<double>(2 * pair + 1), omega = 0.318 * static_cast<double>(n * n) / odd;
     lambda.emplace_back(-0.5, (k % 2 == 0 ? 1 : -1) * omega * (1 + 0.05 * std::sin(1.0 + 2.4 * k)));
     p.emplace_back(std::sqrt(0.64 * omega / odd) * (1 + 0.05 * std::cos(3.1 * k)));
   }

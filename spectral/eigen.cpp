@@ -15,6 +15,7 @@
 #include <numeric>
 
 #include "tensor/error.h"
+#include "tensor/worse.h"
 
 namespace eigentrace {
 namespace {
@@ -111,7 +112,7 @@ EigenResult finish(int64_t n, std::span<const Complex128> a, const std::vector<C
     Complex128 overlap = 0;
     for (int64_t i = 0; i < n; ++i) overlap += std::conj(result.left[k * n + i]) * result.right[k * n + i];
     result.residuals.push_back(relative_residual(r[k].one, n, result.norm));
-    result.conditions.push_back(std::max(1.0, 1 / std::abs(overlap)));
+    result.conditions.push_back(worse(1.0, 1 / std::abs(overlap)));
     result.error_bounds.push_back(result.conditions[k] * (r[k].two + eps * frobenius));
   }
   if (detail == EigenDetail::bounds) result.right.clear(), result.left.clear();
@@ -129,11 +130,11 @@ void use_one_blas_thread() {
 }
 
 double EigenResult::max_residual() const {
-  return residuals.empty() ? 0 : *std::max_element(residuals.begin(), residuals.end());
+  return std::accumulate(residuals.begin(), residuals.end(), 0.0, worse);
 }
 
 double EigenResult::max_condition() const {
-  return conditions.empty() ? 0 : *std::max_element(conditions.begin(), conditions.end());
+  return std::accumulate(conditions.begin(), conditions.end(), 0.0, worse);
 }
 
 double angle_of(Complex128 z) {
@@ -207,7 +208,7 @@ HermitianResult eigen_hermitian(int64_t n, std::span<const Complex128> a) {
   const std::vector<Complex128> values(result.values.begin(), result.values.end());
   const double norm = norm_1(n, a);
   for (const Residual& r : residuals(n, a, values, work))
-    result.residual = std::max(result.residual, relative_residual(r.one, n, norm));
+    result.residual = worse(result.residual, relative_residual(r.one, n, norm));
   result.vectors = transposed<Complex128>(n, work);
   return result;
 }

@@ -8,6 +8,7 @@
 
 #include "spectral/replay_states.h"
 #include "tensor/error.h"
+#include "tensor/worse.h"
 
 namespace eigentrace {
 
@@ -142,7 +143,7 @@ void replay_channels(const Realisation& system, const Tensor& y, int64_t most, R
   for (size_t n = 0; n < found.size(); ++n) {
     if (!errors[n].empty()) fail(errors[n]);
     layer.add(found[n]);
-    result.condition = std::max(result.condition, conditions[n]);
+    result.condition = worse(result.condition, conditions[n]);
   }
 }
 

@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "tensor/error.h"
+#include "tensor/worse.h"
 
 namespace eigentrace {
 namespace {
@@ -33,7 +34,8 @@ struct Value {
   double magnitude, squares;  // 1 + Σ|P|²/|z − Λ|, Σ|P|²/|z − Λ|²
   /// Bound of |computed f − f|: 12 roundings a term, then those of the two sums.
   double error(int64_t n) const {
-    return unit * static_cast<double>(std::min(n, block) + n / block + 13) * magnitude;
+    const int64_t roundings = std::min(n, block) + n / block + 13;
+    return unit * static_cast<double>(roundings) * magnitude;
   }
 };
 
@@ -178,7 +180,7 @@ SecularResult secular_eigenvalues(std::span<const Complex128> lambda, std::span<
     w[k] = weierstrass_bound(s, k, v);
     result.values.emplace_back(s.root_re[k], s.root_im[k]);
     result.residuals.push_back(norm_p * std::abs(v.f) / std::sqrt(v.squares));
-    result.conditions.push_back(std::max(1.0, v.squares / std::abs(v.derivative)));
+    result.conditions.push_back(worse(1.0, v.squares / std::abs(v.derivative)));
   }
   result.certified = true;
   for (int64_t k = 0; k < s.size(); ++k) {

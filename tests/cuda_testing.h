@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "tensor/context.h"
-#include "tests/worse.h"
+#include "tensor/worse.h"
 
 namespace eigentrace::testing {
 

@@ -11,7 +11,7 @@
 
 #include "autograd/gradcheck.h"
 #include "tensor/rng.h"
-#include "tests/worse.h"
+#include "tensor/worse.h"
 
 namespace eigentrace::testing {
 

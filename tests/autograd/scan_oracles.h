@@ -6,7 +6,7 @@
 
 #include "tensor/rng.h"
 #include "tensor/tensor.h"
-#include "tests/worse.h"
+#include "tensor/worse.h"
 
 namespace eigentrace::test {
 

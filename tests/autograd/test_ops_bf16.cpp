@@ -11,7 +11,7 @@
 #include "autograd/op_cases.h"
 #include "autograd/ops_pointwise.h"
 #include "tensor/kernels.h"
-#include "tests/worse.h"
+#include "tensor/worse.h"
 
 using namespace eigentrace;
 

@@ -7,8 +7,8 @@
 
 #include "autograd/gradcheck.h"
 #include "tensor/error.h"
+#include "tensor/worse.h"
 #include "tests/autograd/scan_oracles.h"
-#include "tests/worse.h"
 
 using namespace eigentrace;
 using namespace eigentrace::test;

@@ -7,8 +7,8 @@
 #include "nn/config/config.h"
 #include "nn/optimiser.h"
 #include "tensor/error.h"
+#include "tensor/worse.h"
 #include "tests/nn/model_testing.h"
-#include "tests/worse.h"
 
 using namespace eigentrace;
 using testing::gpu_here;
@@ -167,8 +167,9 @@ TEST_CASE("mad model: the auto-encoder decodes every position from the last laye
   for (int64_t b = 0; b < batch; ++b)
     for (int64_t t = 0; t < time_steps; ++t)
       for (int64_t i = 0; i < width; ++i) {
-        const auto j = static_cast<double>(i % (width / 2));
-        const double angle = static_cast<double>(t) * std::pow(10000.0, -j / (width / 2 - 1));
+        const int64_t half = width / 2;
+        const auto j = static_cast<double>(i % half);
+        const double angle = static_cast<double>(t) * std::pow(10000.0, -j / static_cast<double>(half - 1));
         const double e = seen.block.back()[static_cast<size_t>(((b + 1) * time_steps - 1) * width + i)];
         x.push_back(e + (i < width / 2 ? std::sin(angle) : std::cos(angle)));
       }

@@ -5,7 +5,7 @@
 
 #include "nn/optimiser.h"
 #include "tensor/error.h"
-#include "tests/worse.h"
+#include "tensor/worse.h"
 
 using namespace eigentrace;
 

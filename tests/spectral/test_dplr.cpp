@@ -12,8 +12,8 @@
 #include "spectral/secular.h"
 #include "tensor/error.h"
 #include "tensor/rng.h"
+#include "tensor/worse.h"
 #include "tests/spectral/text_fixture.h"
-#include "tests/worse.h"
 
 using namespace eigentrace;
 

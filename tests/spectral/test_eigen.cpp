@@ -9,7 +9,7 @@
 
 #include "tensor/error.h"
 #include "tensor/rng.h"
-#include "tests/worse.h"
+#include "tensor/worse.h"
 
 using namespace eigentrace;
 
@@ -120,6 +120,17 @@ TEST_CASE("eigen: real matrices give conjugate pairs that agree with the complex
       CHECK(real.conditions[k] == doctest::Approx(complex.conditions[at]).epsilon(1e-6));
     }
   }
+}
+
+TEST_CASE("eigen: a residual or condition that is no number is the largest") {
+  EigenResult r;
+  CHECK(r.max_residual() == 0);
+  r.residuals = r.conditions = {1, NAN, 3};  // what sums that overflow leave
+  CHECK(std::isnan(r.max_residual()));
+  CHECK(std::isnan(r.max_condition()));
+  r.residuals = r.conditions = {1, 4, 3};
+  CHECK(r.max_residual() == 4);
+  CHECK(r.max_condition() == 4);
 }
 
 TEST_CASE("eigen: values are sorted by angle in (-pi, pi], then radius") {

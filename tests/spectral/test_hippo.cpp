@@ -7,8 +7,8 @@
 #include "spectral/eigen.h"
 #include "tensor/error.h"
 #include "tensor/rng.h"
+#include "tensor/worse.h"
 #include "tests/spectral/hippo_reference.h"
-#include "tests/worse.h"
 
 using namespace eigentrace;
 

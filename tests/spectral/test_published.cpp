@@ -8,8 +8,8 @@
 #include "spectral/dplr.h"
 #include "spectral/statistics.h"
 #include "tensor/error.h"
+#include "tensor/worse.h"
 #include "tests/spectral/text_fixture.h"
-#include "tests/worse.h"
 
 using namespace eigentrace;
 
@@ -83,12 +83,13 @@ TEST_CASE("published: softmax and linear attention equal the study's own values"
 }
 
 TEST_CASE("published: norm attention equals the study's own values for every function") {
-  for (const auto& [name, f_enum] : {std::pair{"norm exp", PublishedNormFunction::exp},
-                                     {"norm elu", PublishedNormFunction::elu},
-                                     {"norm softplus", PublishedNormFunction::softplus},
-                                     {"norm sigmoid", PublishedNormFunction::sigmoid}}) {
+  for (const auto& each : {std::pair{"norm exp", PublishedNormFunction::exp},
+                           {"norm elu", PublishedNormFunction::elu},
+                           {"norm softplus", PublishedNormFunction::softplus},
+                           {"norm sigmoid", PublishedNormFunction::sigmoid}}) {
+    const char* name = each.first;
+    const PublishedNormFunction function = each.second;
     CAPTURE(name);
-    const PublishedNormFunction function = f_enum;
     CHECK(worst_error(name, [&](const TextCase& f, const Sizes& s, int64_t b, int64_t h) {
             return published_norm<double>(strided<double>(f["n"], s, b, h), f["offset"][h], function);
           }) < 1e-11);

@@ -9,8 +9,8 @@
 #include "spectral/dplr.h"
 #include "tensor/error.h"
 #include "tensor/rng.h"
+#include "tensor/worse.h"
 #include "tests/spectral/systems.h"
-#include "tests/worse.h"
 
 using namespace eigentrace;
 

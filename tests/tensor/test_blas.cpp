@@ -8,7 +8,7 @@
 
 #include "tensor/error.h"
 #include "tensor/rng.h"
-#include "tests/worse.h"
+#include "tensor/worse.h"
 
 using namespace eigentrace;
 

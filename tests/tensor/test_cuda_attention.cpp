@@ -11,7 +11,7 @@
 #include "tensor/gemm_outer_wgmma.h"
 #include "tensor/kernels.h"
 #include "tensor/rng.h"
-#include "tests/worse.h"
+#include "tensor/worse.h"
 
 using namespace eigentrace;
 

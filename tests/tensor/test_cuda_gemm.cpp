@@ -12,7 +12,7 @@
 #include "tensor/kernels.h"
 #include "tensor/kernels/linear_add.h"
 #include "tensor/rng.h"
-#include "tests/worse.h"
+#include "tensor/worse.h"
 
 using namespace eigentrace;
 

@@ -11,8 +11,8 @@
 #include "tensor/kernels/fft_convolution_add.h"
 #include "tensor/kernels/skip_from_y.h"
 #include "tensor/rng.h"
+#include "tensor/worse.h"
 #include "tests/cuda_testing.h"
-#include "tests/worse.h"
 
 using namespace eigentrace;
 using namespace eigentrace::testing;

@@ -6,7 +6,7 @@
 #include <complex>
 
 #include "tensor/rng.h"
-#include "tests/worse.h"
+#include "tensor/worse.h"
 
 using namespace eigentrace;
 

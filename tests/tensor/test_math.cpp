@@ -8,7 +8,7 @@
 #include <limits>
 
 #include "tensor/normal.h"
-#include "tests/worse.h"
+#include "tensor/worse.h"
 
 using namespace eigentrace;
 
@@ -31,6 +31,14 @@ double worst_ulps(float low, float high, F&& f, G&& exact) {
 }
 
 }  // namespace
+
+TEST_CASE("math: of two errors NaN is the worse, on either side") {
+  CHECK(worse(1, 2) == 2);
+  CHECK(worse(2, 1) == 2);
+  CHECK(std::isnan(worse(NAN, 1)));
+  CHECK(std::isnan(worse(1, NAN)));
+  CHECK(std::isnan(worse(worse(1, NAN), HUGE_VAL)));
+}
 
 TEST_CASE("math: fast_exp is within 2.7 ulp of exp from −87 to 88.7, within 1.3 of the last denormal below") {
   const auto f = [](float x) { return fast_exp(x); };

@@ -1,5 +1,5 @@
 #pragma once
-// Errors of many numbers as one.
+// The error of many numbers as one.
 #include <cmath>
 
 namespace eigentrace {
