@@ -101,7 +101,8 @@ struct LinearSizes {
   int64_t tokens, in, out;
 };
 constexpr LinearSizes linears[] = {
-    {"cifar 512 to 640", 51200, 512, 640},   {"cifar 512 to 512", 51200, 512, 512},
+    {"cifar 512 to 640", 51200, 512, 640},   {"cifar 512 to 644", 51200, 512, 644},
+    {"mqar 128 to 8192", 4096, 128, 8192},   {"cifar 512 to 512", 51200, 512, 512},
     {"cifar 512 to 128", 51200, 512, 128},   {"cifar 128 to 512", 51200, 128, 512},
     {"cifar 512 to 1024", 51200, 512, 1024}, {"mqar 128 to 384", 32768, 128, 384},
     {"mqar 128 to 385", 32768, 128, 385},    {"mqar 128 to 128", 32768, 128, 128},
@@ -200,11 +201,10 @@ BenchLine head(const GpuBench& how, Precision precision, int64_t mib) {
   Tensor dx = k.written({labels, D}), dw = k.written({V, D}), none;
   const int64_t before = kernels::head_block_bytes;
   kernels::head_block_bytes = mib << 20;
-  const BenchLine line =
-      k.time(6.0 * static_cast<double>(labels * D) * static_cast<double>(V), precision, [&] {
-        kernels::vocabulary_head(k.ctx(), x, w, {}, {at, classes, weights, count},
-                                 {value, correct, sum, argmax}, dx, dw, none);
-      });
+  BenchLine line = k.time(6.0 * static_cast<double>(labels * D) * static_cast<double>(V), precision, [&] {
+    kernels::vocabulary_head(k.ctx(), x, w, {}, {at, classes, weights, count}, {value, correct, sum, argmax},
+                             dx, dw, none);
+  });
   kernels::head_block_bytes = before;
   return line;
 }
