@@ -1,8 +1,7 @@
 #pragma once
 // A few columns of C, or rows of a weight gradient, more than whole tiles: dot products in float32, so that
-// cuBLASLt makes the others. TF32: it has tensor cores for whole 16 bytes of C's rows only. float32: it makes
-// 644 columns in 901 µs and 640 in 712 (51200 rows, K 512, H200). Bound by one read of the long operand:
-// 32768 rows, K 128: 16.8 MB, 4 µs.
+// cuBLASLt makes the others. TF32: it has tensor cores for whole 16 bytes of C's rows only. float32: the few
+// cost it a tile of their own. Bound by one read of the long operand: 32768 rows, K 128: 16.8 MB, 4 µs.
 #ifdef EIGENTRACE_WITH_CUDA
 #include <algorithm>
 
@@ -47,8 +46,8 @@ __global__ void __launch_bounds__(32 * column_warps) last_columns_kernel(Product
     }
 }
 
-/// Columns, or rows, of that many that are better made apart from the others; 0: none. In float32 they save
-/// nothing where a product takes 20 µs (24576 × 260, K 128).
+/// Columns, or rows, of that many that are better made apart from the others; 0: none. In float32 a small
+/// product (24576 × 260, K 128) saves less than another launch costs.
 inline int64_t beside_whole_tiles(const Context& ctx, int64_t count, int64_t multiplications) {
   constexpr int64_t large = int64_t{1} << 20, large_float32 = int64_t{1} << 30, tile = 64, most = 4;
   if (ctx.precision == Precision::tf32) return count > tile && multiplications >= large ? count % 4 : 0;

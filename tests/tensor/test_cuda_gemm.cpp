@@ -146,7 +146,7 @@ void check_linear(const Mode& mode, int64_t rows, int64_t in, int64_t out, int64
 
 /// The same of a layer too large for sums of single products here: float32 beside float64, whose products
 /// take another way. Bound: sixteen roundings of 2⁻²⁴ a term of the sum.
-void compare_linear(int64_t rows, int64_t in, int64_t out, bool turned) {
+void check_large_linear(int64_t rows, int64_t in, int64_t out, bool turned) {
   CAPTURE(rows);
   CAPTURE(in);
   CAPTURE(out);
@@ -261,19 +261,19 @@ TEST_CASE("cuda products: one to three columns more than whole pieces, in aligne
 
 TEST_CASE("cuda products: float32 columns and rows beside whole tiles, one to four") {
   if (!gpu_here()) return;
-  compare_linear(2100, 4100, 129, true);
-  compare_linear(2100, 4100, 130, false);
-  compare_linear(20004, 516, 131, false);  // pieces that are no whole number of the warps' turns
-  compare_linear(20004, 516, 132, true);
+  check_large_linear(2100, 4100, 129, true);
+  check_large_linear(2100, 4100, 130, false);
+  check_large_linear(20004, 516, 131, false);  // pieces that are no whole number of the warps' turns
+  check_large_linear(20004, 516, 132, true);
 }
 
 TEST_CASE("cuda products: a last wave of float32 tiles, almost empty, is made apart") {
   if (!gpu_here()) return;
-  compare_linear(1152, 256, 128, false);  // of the emulation's four multiprocessors; forward
-  compare_linear(1152, 128, 256, true);   // the input's gradient
-  compare_linear(8576, 256, 512, false);  // of 132
-  compare_linear(8576, 512, 256, false);
-  compare_linear(17408, 264, 512, true);  // two waves, and four tiles in each of two rows more
+  check_large_linear(1152, 256, 128, false);  // of the emulation's four multiprocessors; forward
+  check_large_linear(1152, 128, 256, true);   // the input's gradient
+  check_large_linear(8576, 256, 512, false);  // of 132
+  check_large_linear(8576, 512, 256, false);
+  check_large_linear(17408, 264, 512, true);  // two waves, and four tiles in each of two rows more
 }
 
 TEST_CASE("cuda products: weight gradients of whole tiles, the last piece of the sum a short one") {
